@@ -1,0 +1,147 @@
+"""From a run's call to the objects that it names: data, model, recipe, trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gambeson.core.errors import CheckpointError, InputError
+from gambeson.core.types import Task
+from gambeson.data import Splits, hold_out, load
+from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
+from gambeson.engine.run import Run
+from gambeson.engine.settings import Settings
+from gambeson.engine.trainer import Trainer
+from gambeson.methods import METHODS, Recipe, method
+from gambeson.models import create
+from gambeson.parts.averaging import EMA
+
+
+def device(name: str) -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        InputError: Not a device, or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"device {name!r} cannot be used: {reason}", hint="use auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    return found
+
+
+def recipe(call: dict[str, Any]) -> Recipe:
+    """The recipe of a call."""
+    made = METHODS[method(call["method"]["name"])[0]](**call["method"]["args"])
+    return replace(made, parts=(*made.parts, EMA(call["ema"]))) if call["ema"] is not None else made
+
+
+def splits(call: dict[str, Any], root: str | None = None) -> Splits:
+    """The data of a call, read from `root` or from where the run found it."""
+    data = call["data"]
+    found = load(
+        data["name"],
+        root or data["dir"],
+        val_fraction=data["val_fraction"],
+        verify=data["verify"],
+        size=data["size"],
+    )
+    if data["train_size"] is None:
+        return found
+    if not 1 <= data["train_size"] <= len(found.train):
+        raise InputError(
+            f"--train-size must be between 1 and the {len(found.train)} training images, got {data['train_size']}"
+        )
+    if data["train_size"] == len(found.train):
+        return found
+    fraction = data["train_size"] / len(found.train)
+    kept = hold_out(found.train, fraction, found.facts.num_classes, seed=0)[1]
+    return replace(found, train=found.train.subset(kept))
+
+
+def trainer(call: dict[str, Any], data: Splits, where: torch.device) -> Trainer:
+    """A trainer at step 0."""
+    settings = Settings(**{**call["settings"], "milestones": tuple(call["settings"]["milestones"])})
+    task = data.facts.task
+    model = create(call["model"]["name"], task, width=call["model"]["width"], seed=settings.seed)
+    return Trainer(
+        model,
+        recipe(call),
+        data.train,
+        data.val,
+        task,
+        settings,
+        pad=data.facts.pad,
+        flip=data.facts.flip,
+        description={"method": call["method"]["name"], "model": call["model"]},
+        device=where,
+    )
+
+
+def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Task, str]:
+    """The model of a run, from a checkpoint for use.
+
+    Args:
+        run: The run.
+        name: `best`, `final` or `last`. A run without validation has no `best`: its `final` is taken.
+        where: Device.
+
+    Returns:
+        The model, its task, and the name of the checkpoint that was read.
+
+    Raises:
+        CheckpointError: No such checkpoint, damaged, or of another method or model than the run's.
+        InputError: Another name.
+    """
+    if name not in ("best", "final", "last"):
+        raise InputError(f"unknown checkpoint {name!r}", hint="known: best, final, last")
+    if name == "best" and not run.checkpoint("best").is_file():
+        name = "final" if run.checkpoint("final").is_file() else "last"
+    tensors, header = load_checkpoint(run.checkpoint(name))
+    expected = {"method": run.call["method"]["name"], "model": run.call["model"]}
+    for key, value in expected.items():
+        if header.get(key) != value:
+            raise CheckpointError(f"{run.checkpoint(name)} is of {key} {header.get(key)!r}, the run of {value!r}")
+    task = Task(**{**header["task"], "mean": tuple(header["task"]["mean"]), "std": tuple(header["task"]["std"])})
+    model = create(run.call["model"]["name"], task, width=run.call["model"]["width"], seed=0)
+    load_weights(model, section(tensors, "model"), run.checkpoint(name))
+    return model.to(where).eval(), task, name
+
+
+def new_run_path(root: Path, stem: str) -> Path:
+    """The first free `root/stem-N`."""
+    number = 1
+    while (root / f"{stem}-{number}").exists():
+        number += 1
+    return root / f"{stem}-{number}"
+
+
+def make_call(method_name: str, method_args: dict[str, Any], options: Any, settings: Settings) -> dict[str, Any]:
+    """The record of a training: everything that `resume` and `evaluate` need."""
+    return {
+        "method": {"name": method_name, "args": method_args},
+        "data": {
+            "name": options.data,
+            "dir": options.data_dir,
+            "val_fraction": options.val_fraction,
+            "train_size": options.train_size,
+            "size": options.size,
+            "verify": options.verify,
+        },
+        "model": {"name": options.model.replace("_", "-").lower(), "width": options.width},
+        "ema": options.ema,
+        "settings": {**asdict(settings), "milestones": list(settings.milestones)},
+        "selection": {"split": "val", "by": "val/pgd10_acc"},
+        "attack": options.attack,
+        "test_size": options.test_size,
+    }

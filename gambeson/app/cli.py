@@ -1,0 +1,97 @@
+"""The command `gambeson`: parse, call one function, print. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from gambeson.core.errors import GambesonError, nearest
+
+COMMANDS = {
+    "train": "train a model: gambeson train METHOD [options], or --config FILE",
+    "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
+    "resume": "go on with an interrupted run: gambeson resume RUN",
+    "runs": "runs list, or runs compare RUN RUN...",
+    "list": "list methods, attacks, models, data or recipes",
+}
+
+USAGE = """usage: gambeson COMMAND ...
+
+Train, attack and measure adversarially robust image classifiers.
+
+{commands}
+
+`gambeson COMMAND --help` says more; `gambeson train METHOD --help` shows a method's own options.
+Start with: gambeson train n-lap
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for errors, 2 for wrong usage, 128 + signal when stopped by one."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except GambesonError as error:
+        return _complain(error)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # `gambeson list methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())), end="")
+        return 0 if args else 2
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"gambeson {version('gambeson')}")
+        return 0
+    if args[0] not in COMMANDS:
+        return _say(f"gambeson: unknown command {args[0]!r}\nhint: {nearest(args[0], COMMANDS)}", 2)
+    if "-h" in args or "--help" in args:
+        _defer_torch()
+    from gambeson.app import commands
+
+    run: Callable[[list[str]], int] = getattr(commands, args[0] if args[0] != "list" else "list_")
+    return run(args[1:])
+
+
+class _Deferred(ModuleType):
+    """A stand-in that becomes the real module when an attribute is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
+def _defer_torch() -> None:
+    """Make `import torch` cost nothing until it is used: help needs the signatures of the methods, not torch.
+
+    The standard library's LazyLoader does not serve: a second `import torch` reads the module's `__spec__`, which loads
+    it.
+    """
+    sys.modules.setdefault("torch", _Deferred("torch"))
+
+
+def _complain(error: GambesonError) -> int:
+    from gambeson.app.parsing import UsageError
+
+    return _say(f"gambeson: {error}", 2 if isinstance(error, UsageError) else 1)
+
+
+def _say(text: str, code: int) -> int:
+    print(text, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

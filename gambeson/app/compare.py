@@ -1,0 +1,124 @@
+"""Runs side by side: an overview of a folder, and two or more runs with paired tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gambeson.core.errors import RunError
+from gambeson.engine.checkpoint import read_header
+from gambeson.engine.run import Run
+from gambeson.evaluation import mcnemar
+
+
+def overview(root: Path) -> list[dict[str, Any]]:
+    """One row per run below `root`, by name. Directories that cannot be read are shown as damaged, not skipped."""
+    rows = []
+    for file in sorted(root.glob("*/run.json")):
+        row: dict[str, Any] = dict.fromkeys(("run", "method", "data", "model", "state", *SCORES))
+        row["run"] = str(file.parent)
+        rows.append(row)
+        try:
+            run = Run.open(file.parent)
+            row |= {
+                "method": run.call["method"]["name"],
+                "data": run.call["data"]["name"],
+                "model": run.call["model"]["name"],
+            }
+            row["state"] = _state(run)
+            row |= _scores(run)
+        except (RunError, KeyError, json.JSONDecodeError):
+            row["state"] = "damaged"
+    return rows
+
+
+SCORES = ("val clean", "val pgd-10", "test clean", "test worst")
+
+
+def compare(runs: Sequence[Run]) -> dict[str, Any]:
+    """What differs between runs: settings, accuracies on the test set, and exact McNemar tests on the same examples.
+
+    Returns:
+        `runs` (names), `settings` (differing ones, a value per run), `accuracy` (`"best pgd-50"` and so on, an interval
+        or None per run) and `paired` (one entry per pair and attack that both have on the same examples).
+    """
+    flat = [_flat(_settings(run.call)) for run in runs]
+    keys = list(dict.fromkeys(key for one in flat for key in one))
+    settings = {key: [one.get(key) for one in flat] for key in keys}
+    outcomes = [_outcomes(run) for run in runs]
+    attacks = list(dict.fromkeys(key for one in outcomes for key in one))
+    paired = []
+    for key in attacks:
+        for a, b in combinations(range(len(runs)), 2):
+            one, two = outcomes[a].get(key), outcomes[b].get(key)
+            if one is None or two is None or not np.array_equal(one["y"], two["y"]):
+                continue
+            only_a, only_b = (
+                int((one["correct"] & ~two["correct"]).sum()),
+                int((~one["correct"] & two["correct"]).sum()),
+            )
+            names = {"a": str(runs[a].path), "b": str(runs[b].path)}
+            counts = {"n": len(one["y"]), "only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
+            paired.append({"key": key, **names, **counts})
+    return {
+        "runs": [str(run.path) for run in runs],
+        "settings": {key: values for key, values in settings.items() if any(v != values[0] for v in values)},
+        "accuracy": {key: [one[key]["accuracy"] if key in one else None for one in outcomes] for key in attacks},
+        "paired": paired,
+    }
+
+
+def _state(run: Run) -> str:
+    if run.checkpoint("final").is_file():
+        return "done"
+    last = run.checkpoint("last")
+    return f"step {read_header(last)['step']}" if last.is_file() else "not begun"
+
+
+def _scores(run: Run) -> dict[str, str | None]:
+    best: dict[str, Any] = {}
+    for row in run.rows():
+        if "val/pgd10_acc" in row and row["val/pgd10_acc"] >= best.get("val/pgd10_acc", -1):
+            best = row
+    tests = [e for e in run.evaluations().values() if e["split"] == "test"]
+    newest = next((e for e in reversed(tests) if e["checkpoint"] == "best"), tests[-1] if tests else None)
+    values: tuple[float | None, ...] = (
+        best.get("val/clean_acc"),
+        best.get("val/pgd10_acc"),
+        newest["accuracy"]["clean"]["value"] if newest else None,
+        newest["worst"]["value"] if newest else None,
+    )
+    return {key: None if value is None else f"{100 * value:.1f}" for key, value in zip(SCORES, values, strict=True)}
+
+
+def _settings(call: dict[str, Any]) -> dict[str, Any]:
+    return {key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "versions")}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _outcomes(run: Run) -> dict[str, dict[str, Any]]:
+    """The newest test outcome per checkpoint, budget and attack."""
+    found = {}
+    for name, record in run.evaluations().items():
+        if record["split"] != "test":
+            continue
+        with np.load(run.path / "evaluations" / f"{name}.npz", allow_pickle=False) as file:
+            for attack, accuracy in record["accuracy"].items():
+                budget = "" if attack == "clean" else f" {record['norm']} {record['eps']:.4g}"
+                key = f"{record['checkpoint']} {attack}{budget}"
+                found[key] = {"accuracy": accuracy, "y": file["y"], "correct": file[attack]}
+    return found

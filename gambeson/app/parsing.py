@@ -1,0 +1,170 @@
+"""Command line and YAML to typed values: a parser made from the signatures of what is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, get_loader, set_loader
+
+from gambeson.core.errors import GambesonError, InputError, nearest
+from gambeson.core.threat import parse_eps
+
+RATIO = re.compile(r"\s*[0-9.]+\s*/\s*[0-9.]+\s*")
+
+
+class UsageError(GambesonError):
+    """The command line is not of the command's form; exit code 2."""
+
+
+class Parser(ArgumentParser):
+    """jsonargparse's parser with hyphens in names, `--flag` and `--no-flag`, fractions, and near misses in errors."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        set_loader("gambeson", _load)
+        super().__init__(
+            prog=prog, description=description, exit_on_error=False, parser_mode="gambeson", allow_abbrev=False
+        )
+        self.flags: set[str] = set()
+
+    def add(self, schema: Callable[..., Any], **defaults: Any) -> set[str]:
+        """Add the parameters of a function or dataclass as options; returns their names."""
+        names = set(inspect.signature(schema).parameters)
+        if dataclasses.is_dataclass(schema):
+            self.add_class_arguments(schema)
+        else:
+            self.add_function_arguments(schema)
+        self.set_defaults({name: value for name, value in defaults.items() if name in names})
+        self.flags |= {
+            name for name, p in inspect.signature(schema).parameters.items() if p.annotation in ("bool", bool)
+        }
+        return names
+
+    def say(self, option: str, text: str) -> None:
+        """Give an option another help text, for one whose default is not the signature's."""
+        for action in self._actions:
+            if action.dest == option:
+                action.help = text
+
+    def parse(self, args: Sequence[str]) -> dict[str, Any]:
+        """Values by option name.
+
+        Raises:
+            UsageError: An unknown option, a missing value or one of another type.
+        """
+        try:
+            namespace = self.parse_args(self._normalised(args))
+        except SystemExit:
+            raise
+        except Exception as error:  # jsonargparse raises several kinds; all are about the user's words
+            raise self._explained(str(error)) from None
+        values: dict[str, Any] = namespace.as_dict()
+        return values
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The help text with hyphens in the option names."""
+        text = re.sub(r"--[a-z0-9_]+", lambda match: match[0].replace("_", "-"), str(super().format_help(formatter)))
+        return re.sub(r"\n<(?:function|class) [^\n]*>:\n", "\n", text)
+
+    def _normalised(self, args: Sequence[str]) -> list[str]:
+        known = {option for action in self._actions for option in action.option_strings}
+        result = []
+        for position, arg in enumerate(args):
+            if not arg.startswith("--") or arg == "--":
+                result.append(arg)
+                continue
+            name, equals, value = arg.partition("=")
+            option = "--" + name[2:].replace("-", "_")
+            plain = option[2:]
+            if plain.startswith("no_") and plain[3:] in self.flags and not equals:
+                result += [f"--{plain[3:]}", "false"]
+                continue
+            if option not in known:
+                spelled = {o.replace("_", "-") for o in known if o.startswith("--")}
+                raise UsageError(f"unknown option {name}", hint=nearest(name, spelled))
+            result.append(option + equals + value)
+            following = args[position + 1] if position + 1 < len(args) else "--"
+            if plain in self.flags and not equals and following.lower() not in ("true", "false"):
+                result.append("true")
+        return result
+
+    def _explained(self, message: str) -> UsageError:
+        unknown = re.search(r"(?:Option|Key) '([^']+)' is not (?:accepted|expected)", message)
+        if unknown:
+            names = [a.dest for a in self._actions]
+            return UsageError(f"unknown setting {unknown[1]!r}", hint=nearest(unknown[1], names))
+        wrong = re.search(r'Parser key "([^"]+)":\s*(.*?)\. Got value: (.*)', message, re.DOTALL)
+        if wrong:
+            expected = re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip()
+            expected = {"float": "a number or a fraction", "int": "a whole number", "bool": "true or false"}.get(
+                expected, expected.replace("Literal", "one of ").replace("\n", " ")
+            )
+            return UsageError(f"--{wrong[1].replace('_', '-')} needs {expected}, got {wrong[3].strip()!r}")
+        return UsageError(" ".join(message.split()))
+
+
+def find_positional(args: Sequence[str], known: Iterable[str]) -> str | None:
+    """The method on a command line, before the options are known: the first word, or else a known name after an
+    option's value.
+
+    Examples:
+        >>> find_positional(["--epochs", "3", "n-lap"], ["n-lap"])
+        'n-lap'
+    """
+    names = set(known)
+    for position, arg in enumerate(args):
+        if arg.startswith("-"):
+            continue
+        if position == 0 or (arg.lower().replace("_", "-") in names and args[position - 1] not in ("--run", "--data")):
+            return arg
+    return None
+
+
+def peek(args: Sequence[str], option: str) -> str | None:
+    """The value of `--option` on a command line, without parsing the rest."""
+    value = None
+    for position, arg in enumerate(args):
+        name, equals, _ = arg.replace("_", "-", 4).partition("=") if arg.startswith("--") else (arg, "", "")
+        if name == f"--{option}":
+            value = arg.partition("=")[2] if equals else (args[position + 1] if position + 1 < len(args) else None)
+    return value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A recipe file.
+
+    Raises:
+        InputError: Missing, not YAML, or not a table of settings.
+    """
+    try:
+        content = _load(path.read_text())
+    except OSError as error:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
+        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold settings, one `name: value` per line")
+    return content
+
+
+def _load(text: str) -> Any:
+    return _ratios(get_loader("yaml")(text))
+
+
+def _ratios(value: Any) -> Any:
+    """`8/255` as a number, wherever it stands."""
+    if isinstance(value, str) and RATIO.fullmatch(value):
+        return parse_eps(value)
+    if isinstance(value, dict):
+        return {key: _ratios(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_ratios(item) for item in value]
+    return value

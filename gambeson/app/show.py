@@ -1,0 +1,226 @@
+"""What the terminal shows: progress while training, tables afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gambeson.core.errors import GambesonError
+from gambeson.data import Splits
+from gambeson.engine.run import Run
+from gambeson.engine.trainer import Trainer
+from gambeson.evaluation import Interval, Report
+
+Listener = Callable[[dict[str, Any]], None]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def training(run: Run, trainer: Trainer, data: Splits) -> None:
+    """What is about to be trained."""
+    settings, call = trainer.settings, run.call
+    arguments = ", ".join(f"{key}={_short(value)}" for key, value in call["method"]["args"].items())
+    parameters = sum(p.numel() for p in trainer.model.parameters())
+    out.print(f"[bold]{call['method']['name']}[/bold]({arguments})", soft_wrap=True)
+    out.print(
+        f"{escape(data.facts.name)}: {len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test;"
+        f" {call['model']['name']} with {parameters:,} parameters on {trainer.device};"
+        f" {settings.epochs} epochs, batch {settings.batch_size}, {settings.schedule} lr to {settings.lr:g},"
+        f" seed {settings.seed}",
+        soft_wrap=True,
+    )
+    out.print(f"run directory: {escape(str(run.path))}", soft_wrap=True)
+    if len(data.val) == 0:
+        out.print("no validation split: the last weights are kept, nothing is selected")
+
+
+def resuming(run: Run, trainer: Trainer) -> None:
+    """Where a run goes on."""
+    if trainer.step >= trainer.total:
+        out.print(f"{escape(str(run.path))} is complete ({trainer.total} steps); evaluating again", soft_wrap=True)
+    else:
+        out.print(f"{escape(str(run.path))}: going on from step {trainer.step} of {trainer.total}", soft_wrap=True)
+
+
+@contextmanager
+def progress(quiet: bool = False) -> Iterator[Progress]:
+    """A progress bar on standard error that leaves no trace."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
+        yield bar
+
+
+@contextmanager
+def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
+    """A listener for `Trainer.fit`: a live bar on a terminal, a line per epoch elsewhere, events on both."""
+    board = _tensorboard(run) if run.call.get("tensorboard") else None
+    seen: dict[str, Any] = {}
+    with progress() as bar:
+        task = bar.add_task("training", total=trainer.total, completed=trainer.step)
+
+        def listen(row: dict[str, Any]) -> None:
+            seen.update(row)
+            if len(row) == 1:
+                bar.update(task, completed=row["step"])
+                return
+            if board is not None:
+                for key, value in row.items():
+                    if isinstance(value, (int, float)) and key not in ("step", "epoch", "seconds"):
+                        board.add_scalar(key, value, row["step"])
+            if "event" in row:
+                err.print(f"[bold red]{row['event']}[/bold red] at step {row['step']}{_probe(row)}")
+            bar.update(task, description=_line(seen))
+            if "val/pgd10_acc" in row and not err.is_terminal:
+                err.print(f"epoch {row['epoch']:.0f}/{trainer.settings.epochs}  {_line(seen)}", soft_wrap=True)
+
+        yield listen
+    if board is not None:
+        board.close()
+
+
+def report(found: Report, title: str, *, per_class: bool = False) -> None:
+    """The table of an evaluation."""
+    out.print(f"{escape(title)}, {_budget(found)}", soft_wrap=True)
+    table = _table("attack", "accuracy, % [95 %]")
+    for name in found.outcomes:
+        table.add_row(name, _interval(found.accuracy(name)))
+    if len(found.outcomes) > 2:
+        table.add_row("worst of all", _interval(found.worst()), style="bold")
+    out.print(table)
+    if per_class:
+        out.print(_class_table(found))
+
+
+def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> None:
+    """The table at the end of a training."""
+    first = reports[0][1]
+    out.print(f"\naccuracy on the test set, {_budget(first)}")
+    table = _table("weights", *[f"{name}, % [95 %]" for name in first.outcomes])
+    for label, found in reports:
+        note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
+        table.add_row(note, *[_interval(found.accuracy(name)) for name in found.outcomes])
+    out.print(table)
+    out.print(
+        "[..]: Wilson 95 % intervals. `best` was selected on the validation split, never on test.",
+        style="dim",
+        markup=False,
+    )
+    out.print(f"trained in {trainer.elapsed:.1f} s. Next:", style="dim")
+    for command in (
+        f"gambeson evaluate {run.path} --attack pgd-50-10 --per-class",
+        f"gambeson runs compare {run.path} ANOTHER",
+    ):
+        out.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
+    """The table of `runs list`."""
+    if not rows:
+        out.print(f"no runs in {escape(root)}; start one with `gambeson train n-lap`")
+        return
+    table = _table("run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4)
+    for row in rows:
+        shown = [value for key, value in row.items() if key != "model"]
+        table.add_row(*[escape(str(value)) if value is not None else "-" for value in shown])
+    out.print(table)
+
+
+def comparison(found: Mapping[str, Any]) -> None:
+    """The tables of `runs compare`."""
+    names = found["runs"]
+    table = _table("setting", *names, left=1 + len(names))
+    for key, values in found["settings"].items():
+        table.add_row(key, *[escape(_short(value)) for value in values])
+    out.print(table)
+    table = _table("test accuracy, % [95 %]", *names)
+    for key, values in found["accuracy"].items():
+        table.add_row(key, *[_interval(Interval(**value)) if value else "-" for value in values])
+    out.print(table)
+    for line in found["paired"]:
+        verdict = "differ" if line["p"] < 0.05 else "not significantly different"
+        out.print(
+            f"{line['key']}: {escape(line['a'])} and {escape(line['b'])} {verdict} on the same {line['n']} examples"
+            f" (McNemar p = {line['p']:.2g}; only the first right {line['only_a']}, only the second {line['only_b']})",
+            soft_wrap=True,
+        )
+
+
+def names(topic: str, rows: Mapping[str, str]) -> None:
+    """A list of names with what they are."""
+    out.print(f"[bold]{topic}[/bold]")
+    width = max(map(len, rows), default=0)
+    for name, text in rows.items():
+        out.print(f"  {name:<{width}}  {escape(text)}", soft_wrap=True)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(
+            escape(column), justify="left" if number < left else "right", no_wrap=number < left or " " not in column
+        )
+    return table
+
+
+def _budget(found: Report) -> str:
+    return f"{found.settings['norm']} eps {_short(found.settings['eps'])}, n = {len(found.y)}"
+
+
+def _interval(found: Interval) -> str:
+    return escape(f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
+
+
+def _class_table(found: Report) -> Table:
+    table = _table("class", *[f"{name}, % [95 %]" for name in found.outcomes])
+    columns = [found.per_class(name) for name in found.outcomes]
+    for number, label in enumerate(found.class_names):
+        table.add_row(escape(label), *[_interval(row) if (row := column[number]) else "-" for column in columns])
+    return table
+
+
+def _line(seen: Mapping[str, Any]) -> str:
+    parts = []
+    if "train/loss" in seen:
+        parts.append(f"loss {seen['train/loss']:.3f}")
+    if "val/pgd10_acc" in seen:
+        parts.append(f"val clean {seen['val/clean_acc']:.1%} pgd-10 {seen['val/pgd10_acc']:.1%}")
+    if "probe/gap" in seen:
+        parts.append(f"fgsm-pgd gap {100 * seen['probe/gap']:.0f}")
+    return "  ".join(parts) or "training"
+
+
+def _probe(row: Mapping[str, Any]) -> str:
+    if "probe/gap" not in row:
+        return ""
+    return (
+        f": FGSM accuracy {row['probe/fgsm_acc']:.1%}, PGD-10 accuracy {row['probe/pgd10_acc']:.1%} on the probe batch"
+    )
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        grey = value * 255
+        return f"{round(grey)}/255" if 0 < grey <= 33 and abs(grey - round(grey)) < 1e-9 else f"{value:g}"
+    return str(value)
+
+
+def _tensorboard(run: Run) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise GambesonError("TensorBoard is not installed", hint="pip install 'gambeson[tensorboard]'") from None
+    return SummaryWriter(str(run.path / "tensorboard"))

@@ -1,0 +1,230 @@
+"""The one ascent loop: FGSM, RS-FGSM, N-FGSM, PGD and the inner attacks of TRADES and SCORE are settings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from gambeson.core.errors import InputError
+from gambeson.core.losses import NEEDS_CLEAN, InnerLoss, inner_loss
+from gambeson.core.modes import BatchNormMode, batch_norm, frozen
+from gambeson.core.threat import Threat, box
+from gambeson.core.types import Batch
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Start at the clean image."""
+
+    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        """`x` itself."""
+        return x
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Start uniformly in the ball of radius `radius * eps`, clipped to [0, 1]."""
+
+    radius: float = 1.0
+
+    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        """`box(x + u)`."""
+        return box(x + threat.sample(x, rng, self.radius))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Start at `x + sigma * n`, n standard normal; neither clipped nor projected before the first step (as TRADES)."""
+
+    sigma: float = 0.001
+
+    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        """`x + sigma * n`."""
+        return x + self.sigma * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
+
+
+GradientAt = Callable[["Tensor"], "tuple[Tensor, Tensor]"]
+"""Maps images to `(gradient of the loss, logits)` there."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Follow the gradient at the current point."""
+
+    def __call__(
+        self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`(gradient, logits)` at `x_adv`."""
+        return at(x_adv)
+
+
+@dataclass(frozen=True)
+class ZeroSmall:
+    """Set the smallest gradient entries of every image to zero (ZeroGrad).
+
+    Args:
+        quantile: Entries with `|g|` below this quantile of the image are dropped, in [0, 1).
+
+    References:
+        Golgooni, Saberi, Eskandar, Rohban, "ZeroGrad: Costless conscious remedies for catastrophic overfitting in the
+        FGSM adversarial training", Intelligent Systems with Applications 2023, https://arxiv.org/abs/2103.15476
+    """
+
+    quantile: float
+
+    def __call__(
+        self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`(gradient with small entries zeroed, logits)`."""
+        grad, logits = at(x_adv)
+        size = grad.abs().flatten(1)
+        rank = int(self.quantile * (size.shape[1] - 1)) + 1
+        threshold = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (grad.ndim - 1))
+        return grad.masked_fill(grad.abs() < threshold, 0.0), logits
+
+
+@dataclass(frozen=True)
+class Unanimous:
+    """Keep a gradient sign only where `points` random points of the ball agree on it (MultiGrad).
+
+    References:
+        Golgooni et al., as for `ZeroSmall`.
+    """
+
+    points: int = 3
+
+    def __call__(
+        self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """`(unanimous sign or zero, logits at the last point)`."""
+        votes = torch.zeros_like(x)
+        for _ in range(self.points):
+            grad, logits = at(box(x + threat.sample(x, rng)))
+            votes += grad.sign()
+        return votes.masked_fill(votes.abs() < self.points, 0.0).sign(), logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD:
+    """Projected gradient ascent inside a threat model.
+
+    `x_0 = start(x)`; then `steps` times `x_{t+1} = box(project(x_t + step * ascend(grad loss(x_t))))`; the last iterate
+    is returned.
+
+    Args:
+        steps: Number of steps.
+        step_size: Step in pixel range units, or None.
+        rel_step_size: Step as a multiple of eps (of the budget of the pixel or example where eps is a tensor), or None.
+            Give at most one of the two; without either it is 1/4.
+        start: `Zero()`, `Uniform(radius)` or `Gaussian(sigma)`.
+        loss: What is maximised, see `gambeson.core.losses.inner_loss`.
+        project: Project onto the ball after every step. N-FGSM does not.
+        gradient: `Plain()`, `ZeroSmall(q)` or `Unanimous(n)`.
+        restarts: Independent starts; a later one replaces only examples that the earlier ones did not fool.
+        freeze_fooled: Stop moving an example at the first step at which it is misclassified (for evaluation).
+        bn: BatchNorm during the attack: `"running"`, `"batch"` or `"update"`, see `gambeson.core.modes.batch_norm`.
+
+    Raises:
+        InputError: A setting out of range.
+
+    References:
+        Madry, Makelov, Schmidt, Tsipras, Vladu, "Towards deep learning models resistant to adversarial attacks", ICLR
+        2018, https://arxiv.org/abs/1706.06083
+    """
+
+    steps: int = 10
+    step_size: float | None = None
+    rel_step_size: float | None = None
+    start: Zero | Uniform | Gaussian = Uniform()
+    loss: InnerLoss = "ce"
+    project: bool = True
+    gradient: Plain | ZeroSmall | Unanimous = Plain()
+    restarts: int = 1
+    freeze_fooled: bool = False
+    bn: BatchNormMode = "running"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.restarts < 1:
+            raise InputError(f"an attack needs at least 1 step and 1 restart, got {self.steps} and {self.restarts}")
+        if self.step_size is not None and self.rel_step_size is not None:
+            raise InputError("give step_size or rel_step_size, not both")
+        if self.loss not in NEEDS_CLEAN:
+            raise InputError(f"unknown inner loss {self.loss!r}", hint=f"known: {', '.join(NEEDS_CLEAN)}")
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: Threat, rng: Generator) -> Tensor:
+        """Adversarial images for `batch`, of its shape, detached, inside the ball (unless `project=False`) and [0, 1].
+
+        The model's parameters, modes and flags are as before afterwards; BatchNorm statistics too unless `bn="update"`.
+        """
+        with frozen(model), batch_norm(model, self.bn):
+            x_adv = self._run(model, batch, self.begin(batch.x, threat, rng), threat, rng)
+            for _ in range(self.restarts - 1):
+                start = self.begin(batch.x, threat, rng)  # for the whole batch: draws do not depend on who has fallen
+                left = (~_fooled(model, x_adv, batch.y)).nonzero().squeeze(1)
+                if len(left) == 0:
+                    break
+                rest = Batch(*(part[left] for part in batch))
+                x_adv[left] = self._run(model, rest, start[left], _rows(threat, left), rng)
+        return x_adv
+
+    def begin(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        """The starting point."""
+        return self.start(x, threat, rng).detach()
+
+    def move(self, x_adv: Tensor, grad: Tensor, x: Tensor, threat: Threat) -> Tensor:
+        """One step along `grad` from `x_adv`, projected and clipped."""
+        if self.step_size is not None:
+            step: float | Tensor = self.step_size
+        else:
+            step = (0.25 if self.rel_step_size is None else self.rel_step_size) * threat.eps
+        x_adv = x_adv + step * threat.ascend(grad)
+        return box(threat.project(x_adv, x) if self.project else x_adv)
+
+    def _run(self, model: nn.Module, batch: Batch, x_adv: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        x, y = batch.x, batch.y
+        clean = None
+        if NEEDS_CLEAN[self.loss]:
+            with torch.no_grad():
+                clean = model(x)
+
+        def gradient(at: Tensor) -> tuple[Tensor, Tensor]:
+            at = at.detach().requires_grad_()
+            with torch.enable_grad():
+                logits = model(at)
+                loss = inner_loss(self.loss, logits, y, clean).sum()
+            return torch.autograd.grad(loss, at)[0], logits.detach()
+
+        for _ in range(self.steps):
+            grad, logits = self.gradient(gradient, x_adv, x, threat, rng)
+            moved = self.move(x_adv, grad, x, threat)
+            if self.freeze_fooled:
+                fooled = logits.argmax(1) != y
+                moved = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), x_adv, moved)
+            x_adv = moved
+        return x_adv
+
+
+def fgsm(*, bn: BatchNormMode = "running") -> PGD:
+    """The fast gradient sign method: one step of size eps from the clean image.
+
+    References:
+        Goodfellow, Shlens, Szegedy, "Explaining and harnessing adversarial examples", ICLR 2015,
+        https://arxiv.org/abs/1412.6572
+    """
+    return PGD(steps=1, rel_step_size=1.0, start=Zero(), bn=bn)
+
+
+def _rows(threat: Threat, rows: Tensor) -> Threat:
+    eps = threat.eps
+    return threat if isinstance(eps, (int, float)) or eps.ndim == 0 or len(eps) == 1 else threat.with_eps(eps[rows])
+
+
+def _fooled(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model(x).argmax(1) != y

@@ -1,0 +1,1 @@
+"""Types, errors, random streams, threat models, losses and the handling of weights and modes."""

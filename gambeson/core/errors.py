@@ -1,0 +1,62 @@
+"""Errors that say what was wrong, what is allowed and what to do; the command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GambesonError(Exception):
+    """A mistake or a fault that the user can act on.
+
+    Args:
+        message: One sentence: what was wrong, what came, what is allowed.
+        hint: What to do about it, or None.
+
+    Examples:
+        >>> print(GambesonError("eps must be in (0, 1], got 8", hint="eight grey levels are eps=8/255"))
+        eps must be in (0, 1], got 8
+        hint: eight grey levels are eps=8/255
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
+
+
+class InputError(GambesonError, ValueError):
+    """A value that the user gave is outside what is allowed."""
+
+
+class DataError(GambesonError):
+    """A data set is missing, truncated, corrupt or does not fit the call."""
+
+
+class CheckpointError(GambesonError):
+    """A checkpoint is missing, truncated, or of another model, method or version."""
+
+
+class RunError(GambesonError):
+    """A run directory cannot be created, read or continued."""
+
+
+class DivergenceError(GambesonError):
+    """Training met a NaN or infinite loss, or collapsed, and stopped."""
+
+
+def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:
+    """A hint that names the known names closest to `name`, or all of them where none is close.
+
+    Examples:
+        >>> nearest("n-fgms", ["n-fgsm", "trades"])
+        'did you mean n-fgsm?'
+        >>> nearest("zzz", ["trades", "mart"])
+        'known: mart, trades'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,53 @@
+"""Which weights are perturbed, in which order, and how they come back bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The tensors that layer-wise methods perturb, from the input to the output.
+
+    Parameters with "weight" in the name and at least two dimensions, in `named_parameters()` order: convolutions and
+    linear layers; no biases, no normalisation scales, no class token or position embedding. PreActResNet-18 has 21 of
+    them, WRN-34-10 has 35, ViT-small 50. The number of layers L of LAP is the length of this dict, never an option: an
+    L smaller than the model's turns the sign of the last layers' perturbation.
+
+    References:
+        tmllab/2024_ICML_LAP, utils.py:26-46; csdongxian/AWP, utils_awp.py (the same rule).
+    """
+    return {name: p for name, p in model.named_parameters() if p.ndim >= 2 and "weight" in name}
+
+
+@contextmanager
+def applied(model: nn.Module, perturbation: Mapping[str, Tensor], *, keep: bool = False) -> Iterator[None]:
+    """Inside the block the model's weights are `w + v`; afterwards they are `w` again, bit for bit.
+
+    The kept weights are copied back. Adding and then subtracting `v` would restore only about 98 % of float32 weights
+    exactly.
+
+    Args:
+        model: The model whose parameters change in place.
+        perturbation: `v` by parameter name; may be empty.
+        keep: Leave the weights at `w + v` (LAP accumulates its perturbation).
+    """
+    parameters = dict(model.named_parameters()) if perturbation else {}
+    kept: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name, v in perturbation.items():
+                if not keep:
+                    kept[name] = parameters[name].detach().clone()
+                parameters[name].add_(v)
+        yield
+    finally:
+        with torch.no_grad():
+            for name, w in kept.items():
+                parameters[name].copy_(w)

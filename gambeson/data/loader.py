@@ -1,0 +1,112 @@
+"""Batches by step number: the split lies on the device; shuffling and augmentation are addressed, not consumed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gambeson.core.errors import InputError
+from gambeson.core.streams import Streams
+from gambeson.core.types import Batch
+from gambeson.data.splits import Examples
+
+
+class Loader:
+    """Training batches of one split.
+
+    `batch(step)` depends on the seed and the step alone, so that a resumed run sees what the interrupted one would have
+    seen. Every epoch is a fresh permutation; the last batch of an epoch may be smaller, as in the papers' releases.
+
+    Args:
+        examples: The split; it is moved to `device` once, as uint8.
+        batch_size: Images per batch, at most the size of the split.
+        streams: Source of permutations and augmentations.
+        pad: Padding of the random crop, pixels; 0 for no crop.
+        flip: Mirror every image with probability 1/2.
+        fill: What the padding shows: `"zero"` (black) or `"reflect"`.
+        device: Where the batches lie.
+
+    Raises:
+        InputError: The batch is larger than the split, or the padding does not fit the images.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        batch_size: int,
+        streams: Streams,
+        *,
+        pad: int = 0,
+        flip: bool = False,
+        fill: Literal["zero", "reflect"] = "zero",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if not 1 <= batch_size <= len(examples):
+            raise InputError(
+                f"the batch size must be between 1 and the {len(examples)} training images, got {batch_size}",
+                hint=f"use --batch-size {min(128, len(examples))} or less",
+            )
+        size = min(examples.x.shape[-2:])
+        if pad < 0 or (fill == "reflect" and pad >= size):
+            raise InputError(f"a crop padding of {pad} pixels does not fit images of {size} pixels")
+        self.examples = examples.to(device)
+        self.batch_size, self.streams = batch_size, streams
+        self.pad, self.flip, self.fill = pad, flip, fill
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in an epoch, the smaller last one included."""
+        return -(-len(self.examples) // self.batch_size)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of `step`, counted from 0 over all epochs."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:  # drawn on the CPU: the same order on every device
+            order = torch.randperm(len(self.examples), generator=self.streams.at("shuffle", epoch))
+            self._epoch, self._order = epoch, order.to(self.examples.x.device)
+        index = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        x = augment(
+            self.examples.x[index], self.streams.at("augment", step), pad=self.pad, flip=self.flip, fill=self.fill
+        )
+        return Batch(x, self.examples.y[index], index)
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]: uint8 is divided by 255, floats are passed on."""
+    return x.to(torch.float32).div(255) if x.dtype == torch.uint8 else x
+
+
+def augment(
+    x: Tensor, rng: torch.Generator, *, pad: int, flip: bool, fill: Literal["zero", "reflect"] = "zero"
+) -> Tensor:
+    """Random crop after padding and random mirroring, drawn per image, computed for the whole batch.
+
+    Args:
+        x: Images, uint8 or float, shape `(N, C, H, W)`.
+        rng: CPU generator: the same draws on every device.
+        pad: Padding on each side, pixels; the crop has the old size. 0 for no crop.
+        flip: Mirror with probability 1/2.
+        fill: `"zero"` or `"reflect"`.
+
+    Returns:
+        Float images in [0, 1], the shape of `x`, contiguous.
+    """
+    n, _, h, w = x.shape
+    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=rng)
+    mirrored = torch.rand(n, 1, generator=rng) < 0.5
+    if pad:
+        mode = "constant" if fill == "zero" else "reflect"
+        x = torch.nn.functional.pad(x if fill == "zero" else to_unit(x), (pad,) * 4, mode=mode)
+    if pad or flip:
+        rows = torch.arange(h) + shift[0]
+        columns = torch.arange(w).expand(n, w)
+        if flip:
+            columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = columns + shift[1]
+        rows, columns = rows.to(x.device), columns.to(x.device)
+        image = torch.arange(n, device=x.device)[:, None, None]
+        x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return to_unit(x).contiguous()

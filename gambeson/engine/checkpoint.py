@@ -1,0 +1,134 @@
+"""Checkpoints: one safetensors file each, tensors and a JSON header, replaced atomically; no pickle anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gambeson.core.errors import CheckpointError
+
+FORMAT = 1
+"""Version of the layout."""
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that `path` holds either the old or the new one, whole, at every moment.
+
+    Args:
+        path: Target; its folder exists.
+        tensors: Tensors by name.
+        header: Anything JSON can say; floats come back to the bit.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    owned = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    try:
+        save_file(owned, partial, metadata={"gambeson": json.dumps({"format": FORMAT, **header})})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {error}", hint="is the disk full, or the folder read-only?"
+        ) from None
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and header of a checkpoint.
+
+    Raises:
+        CheckpointError: Missing, truncated, not written by gambeson, or of another format version.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path} is not a whole checkpoint ({size:,} bytes): {error}",
+            hint="it was truncated or is no safetensors file; use another checkpoint of the run",
+        ) from None
+    if "gambeson" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but was not written by gambeson")
+    header = json.loads(metadata["gambeson"])
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}",
+            hint="install the gambeson version that wrote it",
+        )
+    return tensors, header
+
+
+def section(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below `prefix/`, without it."""
+    return {name[len(prefix) + 1 :]: t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load `weights` into `model`, or say everything that does not fit.
+
+    Raises:
+        CheckpointError: Missing, unexpected or differently shaped tensors, all listed; the model is then unchanged.
+    """
+    own = model.state_dict()
+    wrong = [f"missing {name}" for name in own if name not in weights]
+    wrong += [f"unexpected {name}" for name in weights if name not in own]
+    wrong += [
+        f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in weights and weights[name].shape != t.shape
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(wrong)}",
+            hint="is it a checkpoint of another model, width or number of classes?",
+        )
+    model.load_state_dict(dict(weights))
+
+
+def optimizer_tensors(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name, `{"conv1.weight/momentum_buffer": ...}`; `names` is by `id(p)`."""
+    return {
+        f"{names[id(p)]}/{key}": value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, as copies on the parameters' devices."""
+    optimizer.state.clear()
+    for name, value in tensors.items():
+        parameter, key = name.rsplit("/", 1)
+        p = parameters[parameter]
+        optimizer.state[p][key] = value.to(p.device, copy=True)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The header alone, without reading the tensors.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = json.loads((file.metadata() or {}).get("gambeson", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
+    return header

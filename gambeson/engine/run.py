@@ -1,0 +1,152 @@
+"""A run: a directory with the call that made it, its metrics, checkpoints and evaluations."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gambeson.core.errors import RunError
+
+FORMAT = 1
+"""Version of the layout of `run.json`."""
+
+
+class Run:
+    """A run directory.
+
+    ```
+    run.json                     the call: method and its arguments, data, model, settings, versions
+    metrics.jsonl                one JSON object per line, appended
+    checkpoints/                 last, best (by validation robust accuracy), final, healthy (for rollback)
+    evaluations/NAME.json, .npz  accuracies, and the outcome of every example
+    ```
+
+    Args:
+        path: The directory.
+        call: The content of `run.json`.
+    """
+
+    def __init__(self, path: Path, call: dict[str, Any]) -> None:
+        self.path, self.call = path, call
+
+    @classmethod
+    def create(cls, path: Path, call: dict[str, Any]) -> Run:
+        """Make the directory and write the call.
+
+        Raises:
+            RunError: It exists already, or cannot be written. Nothing that exists is touched.
+        """
+        try:
+            path.mkdir(parents=True)
+            (path / "checkpoints").mkdir()
+            (path / "evaluations").mkdir()
+            record = {"format": FORMAT, **call, "versions": versions(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+            write_json(path / "run.json", record)
+        except FileExistsError:
+            raise RunError(
+                f"{path} exists already; nothing was overwritten",
+                hint=f"continue it with `gambeson resume {path}`, or choose another directory with --run",
+            ) from None
+        except OSError as error:
+            raise RunError(
+                f"cannot write the run directory {path}: {error.strerror}", hint="choose another with --run"
+            ) from None
+        return cls(path, record)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Open an existing run.
+
+        Raises:
+            RunError: No run there, or one that this version cannot read.
+        """
+        file = path / "run.json"
+        if not file.is_file():
+            raise RunError(f"{path} is not a run directory (no run.json)", hint="`gambeson runs list` shows the runs")
+        try:
+            call = json.loads(file.read_text())
+        except (OSError, json.JSONDecodeError) as error:
+            raise RunError(f"{file} cannot be read: {error}") from None
+        if not isinstance(call, dict) or call.get("format") != FORMAT:
+            raise RunError(f"{file} has another format than {FORMAT}, which this version reads")
+        return cls(path, call)
+
+    @property
+    def metrics(self) -> Path:
+        """The metrics file."""
+        return self.path / "metrics.jsonl"
+
+    def checkpoint(self, name: str) -> Path:
+        """The file of the checkpoint called `last`, `best`, `final` or `healthy`."""
+        return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to the metrics."""
+        with open(self.metrics, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All whole lines of the metrics; a last line that was cut off is left out."""
+        if not self.metrics.is_file():
+            return []
+        rows = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def trim(self, step: int) -> None:
+        """Drop the metrics after `step`: a resumed run writes them again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        partial = self.metrics.with_name(".metrics.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, self.metrics)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for writing; the lock falls with the process, even with one that is killed.
+
+        Raises:
+            RunError: Another process trains it.
+        """
+        with open(self.path / ".lock", "w") as file:
+            if os.name == "posix":
+                import fcntl  # not on Windows
+
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise RunError(f"{self.path} is being trained by another process") from None
+            yield
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """The evaluations by name, oldest first."""
+        files = sorted((self.path / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime)
+        return {file.stem: json.loads(file.read_text()) for file in files}
+
+
+def versions() -> dict[str, str]:
+    """Versions that the result depends on, and the processor."""
+    return {
+        "gambeson": version("gambeson"),
+        "torch": version("torch"),
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON so that `path` is old or new and whole at every moment."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(partial, path)

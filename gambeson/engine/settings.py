@@ -1,0 +1,69 @@
+"""How to train, apart from the method: a value without tensors, which is also the schema of the command line."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from gambeson.core.errors import InputError
+from gambeson.engine.optim import Schedule, learning_rate
+
+OnOverfitting = Literal["warn", "stop", "rollback"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to train, apart from the method.
+
+    Args:
+        epochs: Passes over the training set (for `free-at`, each passes every image `replays` times).
+        batch_size: Images per step.
+        lr: Largest learning rate.
+        schedule: `cyclic`, `piecewise`, `cosine` or `constant`, per step.
+        milestones: Fractions of the training at which `piecewise` divides the learning rate by ten.
+        momentum: SGD momentum.
+        momentum_low: Momentum at the peak of the cyclic schedule.
+        weight_decay: Weight decay on all parameters.
+        pad: Padding of the random crop, pixels; None takes the data set's.
+        flip: Mirroring; None takes the data set's.
+        fill: Padding: `zero` or `reflect`.
+        bf16: bfloat16 autocast in the forwards of training.
+        seed: Seed of everything random.
+        val_every: Epochs between validations.
+        log_every: Steps between lines of metrics.
+        checkpoint_every: Steps between checkpoints; one is written after every epoch anyway.
+        probe_every: Steps between looks of the sentinel; 0 turns it off; None: half an epoch, at least 50, for
+            single-step methods, off for others.
+        on_overfitting: What follows a collapse: `warn`, `stop`, or `rollback` (return to the last healthy weights, go
+            on with the next batches, stop after three).
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.2
+    schedule: Schedule = "cyclic"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    momentum: float = 0.9
+    momentum_low: float = 0.8
+    weight_decay: float = 5e-4
+    pad: int | None = None
+    flip: bool | None = None
+    fill: Literal["zero", "reflect"] = "zero"
+    bf16: bool = False
+    seed: int = 0
+    val_every: int = 1
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    probe_every: int | None = None
+    on_overfitting: OnOverfitting = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "val_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "weight_decay", "momentum"):
+            value = getattr(self, name)
+            if not (0 <= value < math.inf) or (name == "momentum" and value >= 1):
+                raise InputError(f"{name} is out of range, got {value:g}")
+        learning_rate(self.schedule, 0, 1, self.lr)

@@ -1,0 +1,95 @@
+"""One training step: search the worst case, minimise there, update."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gambeson.core.modes import replay_statistics, running_statistics
+from gambeson.core.parameters import applied
+from gambeson.core.types import Batch, Outcome
+from gambeson.methods.recipe import Recipe, Rng, search
+from gambeson.parts.state import AveragedWeights, CarriedState
+
+
+def robust_step(
+    net: nn.Module, batch: Batch, recipe: Recipe, parts: nn.ModuleList, optimizer: Optimizer, rng: Rng, epoch: int
+) -> Outcome:
+    """Train `net` on one batch.
+
+    Args:
+        net: The model, in training mode.
+        batch: Images in [0, 1] on the device of the model.
+        recipe: The method.
+        parts: The recipe's parts, built.
+        optimizer: Steps once; gradients are cleared afterwards.
+        rng: Generators of this step by purpose.
+        epoch: Counted from 0, for warm-ups.
+
+    Returns:
+        Mean loss and logits by view, detached, on the device.
+    """
+    if recipe.inner == "carried":
+        return _carried_step(net, batch, recipe, parts, optimizer)
+    x_adv, perturbation = search(net, batch, recipe, optimizer, rng, epoch)
+    wp = recipe.weight_perturbation
+    keep = wp is not None and wp.keep
+    with applied(net, perturbation, keep=keep):
+        logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
+        loss = recipe.objective(logits, batch.y).mean()
+        if recipe.penalty is not None:
+            loss = loss + recipe.penalty(net, batch, recipe.threat, rng("penalty"))
+        loss.backward()
+    if wp is not None and wp.decay == "perturbed" and not keep:
+        _decay_perturbation(net, perturbation, optimizer)
+    _update(net, parts, optimizer)
+    return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
+
+
+def forward(net: nn.Module, images: dict[str, Tensor], views: tuple[str, ...]) -> dict[str, Tensor]:
+    """Logits by view, in order. A view that comes twice is not run again, only its effect on BatchNorm is replayed."""
+    logits: dict[str, Tensor] = {}
+    moved: dict[str, tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]] = {}
+    for view in views:
+        if view in logits:
+            replay_statistics(net, *moved[view])
+            continue
+        before = running_statistics(net) if views.count(view) > 1 else []
+        logits[view] = net(images[view])
+        if before:
+            moved[view] = (before, running_statistics(net))
+        else:
+            moved[view] = ([], [])
+    return logits
+
+
+def _carried_step(net: nn.Module, batch: Batch, recipe: Recipe, parts: nn.ModuleList, optimizer: Optimizer) -> Outcome:
+    memory = next(part for part in parts if isinstance(part, CarriedState))
+    x_adv = memory.apply_to(batch.x).requires_grad_()
+    logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
+    loss = recipe.objective(logits, batch.y).mean()
+    loss.backward()  # one backward for the weights and for the next perturbation
+    assert x_adv.grad is not None
+    memory.observe(batch.x, x_adv.grad, recipe.threat)
+    _update(net, parts, optimizer)
+    return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
+
+
+def _decay_perturbation(net: nn.Module, perturbation: dict[str, Tensor], optimizer: Optimizer) -> None:
+    """Let weight decay act on `w + v` though the step starts from w: the release steps first and subtracts v then."""
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(net.named_parameters())
+    with torch.no_grad():
+        for name, v in perturbation.items():
+            w = parameters[name]
+            if w.grad is not None:
+                w.grad.add_(v, alpha=decay[id(w)])
+
+
+def _update(net: nn.Module, parts: nn.ModuleList, optimizer: Optimizer) -> None:
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for part in parts:
+        if isinstance(part, AveragedWeights):
+            part.observe(net)

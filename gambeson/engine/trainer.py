@@ -1,0 +1,364 @@
+"""The training loop: steps, validation, sentinel, checkpoints. It is never given a test set."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gambeson.core.errors import CheckpointError, DivergenceError
+from gambeson.core.streams import Streams
+from gambeson.core.types import Batch, Task
+from gambeson.data.loader import Loader, to_unit
+from gambeson.data.splits import Examples
+from gambeson.engine.checkpoint import (
+    load_checkpoint,
+    load_optimizer,
+    load_weights,
+    optimizer_tensors,
+    save_checkpoint,
+    section,
+)
+from gambeson.engine.optim import cycled_momentum, learning_rate
+from gambeson.engine.precision import Bfloat16Forward
+from gambeson.engine.run import Run
+from gambeson.engine.sentinel import Sentinel
+from gambeson.engine.settings import Settings
+from gambeson.engine.step import robust_step
+from gambeson.evaluation.evaluate import evaluate
+from gambeson.methods.recipe import Recipe
+from gambeson.parts.state import AveragedWeights
+
+Listener = Callable[[dict[str, Any]], None]
+ROLLBACKS = 3
+"""Rollbacks before a run gives up."""
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
+    """Training stopped on a signal, after saving.
+
+    Attributes:
+        signum: The signal.
+        step: Steps done and saved.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.signum, self.step = signum, step
+
+
+class Trainer:
+    """Trains a model by a recipe.
+
+    Args:
+        model: The model; moved to `device` and trained in place.
+        recipe: The method.
+        train: Training images.
+        val: Validation images, held out from training; selection of the best checkpoint sees these only. May be empty:
+            then nothing is selected.
+        task: Written into the checkpoints, so that they can be opened alone.
+        settings: How to train.
+        pad: The data set's crop padding, where the settings leave it open.
+        flip: The data set's mirroring, likewise.
+        description: Goes into the checkpoints' header (method, model, ...), and must agree when one is loaded.
+        device: Where to train.
+
+    Raises:
+        InputError: The batch is larger than the training set, or another setting does not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        train: Examples,
+        val: Examples,
+        task: Task,
+        settings: Settings,
+        *,
+        pad: int = 0,
+        flip: bool = False,
+        description: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        self.model, self.recipe, self.settings, self.task = model.to(self.device), recipe, settings, task
+        self.description = description or {}
+        self.net = Bfloat16Forward(self.model) if settings.bf16 else self.model
+        self.streams = Streams(settings.seed)
+        self.loader = Loader(
+            train,
+            settings.batch_size,
+            self.streams,
+            pad=pad if settings.pad is None else settings.pad,
+            flip=flip if settings.flip is None else settings.flip,
+            fill=settings.fill,
+            device=self.device,
+        )
+        self.val = val.to(self.device)
+        self.steps_per_epoch = self.loader.steps_per_epoch * recipe.replays
+        self.total = settings.epochs * self.steps_per_epoch
+        self.parts = nn.ModuleList(part.build(self.model) for part in recipe.parts).to(self.device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.step, self.elapsed = 0, 0.0
+        self.best: dict[str, float] | None = None
+        self.rollbacks = 0
+        self.sentinel, self.probe_every = self._sentinel()
+        # Sums since the last line of metrics, and the first step with a loss that is not finite: on the device, no sync
+        # per step.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.bad_step = torch.full((), 2**62, dtype=torch.int64, device=self.device)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that validation and checkpoints for use are made from: the average where the recipe has one."""
+        return next((part.average for part in self.parts if isinstance(part, AveragedWeights)), self.model)
+
+    def fit(self, run: Run, listen: Listener | None = None) -> None:
+        """Train to the end, from wherever the state is.
+
+        Args:
+            run: Receives metrics and checkpoints `last`, `best` and `final`.
+            listen: Called with every line of metrics, and with `{"step": ...}` after each step.
+
+        Raises:
+            DivergenceError: NaN or infinite loss, or a collapse with `on_overfitting` at `stop` or after three
+                rollbacks. The last good checkpoint stays.
+            Interrupted: SIGINT or SIGTERM came; the state was saved.
+        """
+        report = listen or (lambda row: None)
+        with run.locked(), torch.random.fork_rng(), _signals() as caught:
+            began = time.monotonic() - self.elapsed
+            if self.step == 0:
+                self.save(run, "last")
+                self._probe(run, report)
+            while self.step < self.total:
+                self._train_step()
+                self.elapsed = time.monotonic() - began
+                report({"step": self.step})
+                epoch_done = self.step % self.steps_per_epoch == 0
+                if self.step % self.settings.log_every == 0 or epoch_done:
+                    self._log(run, report)
+                if self.probe_every and self.step % self.probe_every == 0:
+                    self._probe(run, report)
+                if epoch_done:
+                    self._end_epoch(run, report)
+                if caught or epoch_done or self.step % self.settings.checkpoint_every == 0:
+                    self._check_finite(run)
+                    self.save(run, "last")
+                if caught and self.step < self.total:
+                    raise Interrupted(caught[0], self.step)
+            self.save_weights(run, "final")
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the rest of the training depends on: tensors, and a header for JSON."""
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
+        tensors |= {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer, names).items()}
+        tensors |= {f"parts/{name}": t for name, t in self.parts.state_dict().items()}
+        tensors |= {"trainer/sums": self.sums}
+        header = {
+            **self._identity(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "best": self.best,
+            "rollbacks": self.rollbacks,
+            "sentinel": self.sentinel.state_dict() if self.sentinel else None,
+        }
+        return tensors, header
+
+    def save(self, run: Run, name: str) -> None:
+        """Write the whole state."""
+        save_checkpoint(run.checkpoint(name), *self.state())
+
+    def save_weights(self, run: Run, name: str) -> None:
+        """Write the weights for use: the average where the recipe has one."""
+        weights = {f"model/{k}": t for k, t in self.evaluated.state_dict().items()}
+        save_checkpoint(run.checkpoint(name), weights, {**self._identity(), "step": self.step, "best": self.best})
+
+    def resume(self, run: Run) -> None:
+        """Continue from the run's last checkpoint: the steps that follow are those of the uninterrupted run, to the
+        bit.
+
+        Raises:
+            CheckpointError: No checkpoint, or one of another method, model, settings or number of classes; each
+                difference is named.
+        """
+        tensors, header = load_checkpoint(run.checkpoint("last"))
+        different = [
+            f"{key} is {header.get(key)!r} there, {value!r} here"
+            for key, value in _jsonable(self._identity()).items()
+            if header.get(key) != value
+        ]
+        if different:
+            raise CheckpointError(f"{run.checkpoint('last')} belongs to another training: {'; '.join(different)}")
+        self._restore(tensors, header, run)
+        self.step, self.elapsed, self.best = header["step"], header["elapsed"], header["best"]
+        self.rollbacks = header["rollbacks"]
+        self.sums = tensors["trainer/sums"].to(self.device)
+        if self.sentinel:
+            self.sentinel.load_state_dict(header["sentinel"])
+        run.trim(self.step)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            **self.description,
+            "recipe": repr(self.recipe),
+            "task": asdict(self.task),
+            "settings": asdict(self.settings),
+        }
+
+    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any], run: Run) -> None:
+        load_weights(self.model, section(tensors, "model"), run.path)
+        load_optimizer(self.optimizer, section(tensors, "optimizer"), dict(self.model.named_parameters()))
+        self.parts.load_state_dict(section(tensors, "parts"))
+
+    def _train_step(self) -> None:
+        step, settings = self.step, self.settings
+        lr = learning_rate(settings.schedule, step, self.total, settings.lr, settings.milestones)
+        momentum = cycled_momentum(settings.schedule, step, self.total, settings.momentum, settings.momentum_low)
+        for group in self.optimizer.param_groups:
+            group["lr"], group["momentum"] = lr, momentum
+        torch.manual_seed(
+            self.streams.number("torch", step)
+        )  # for layers that draw from the global generator (dropout)
+        self.model.train()
+        batch = self.loader.batch(step // self.recipe.replays)
+        rng = partial(self.streams.at, step=step, device=self.device)
+        epoch = step // self.steps_per_epoch
+        outcome = robust_step(self.net, batch, self.recipe, self.parts, self.optimizer, rng, epoch)
+        with torch.no_grad():
+            logits = outcome.logits.get("adv", outcome.logits.get("clean"))
+            assert logits is not None
+            correct = (logits.argmax(1) == batch.y).sum()
+            self.sums += torch.stack([outcome.loss * len(batch.y), correct, torch.full_like(correct, len(batch.y))])
+            bad = torch.where(outcome.loss.isfinite(), self.bad_step, torch.full_like(self.bad_step, step))
+            self.bad_step = torch.minimum(self.bad_step, bad)
+        self.step += 1
+
+    def _log(self, run: Run, report: Listener) -> None:
+        self._check_finite(run)
+        loss, correct, count = self.sums.tolist()
+        self.sums.zero_()
+        view = "adv" if "adv" in self.recipe.objective.views else "clean"
+        row = {
+            "train/loss": loss / count,
+            f"train/{view}_acc": correct / count,
+            "train/lr": self.optimizer.param_groups[0]["lr"],
+        }
+        self._emit(run, report, row)
+
+    def _emit(self, run: Run, report: Listener, row: dict[str, Any]) -> None:
+        row = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": round(self.elapsed, 3), **row}
+        run.log(row)
+        report(row)
+
+    def _end_epoch(self, run: Run, report: Listener) -> None:
+        epoch = self.step // self.steps_per_epoch
+        if len(self.val) == 0 or (epoch % self.settings.val_every and self.step < self.total):
+            return
+        found = evaluate(
+            self.evaluated,
+            self.val.x,
+            self.val.y,
+            ["pgd-10"],
+            self.recipe.threat,
+            num_classes=self.task.num_classes,
+            seed=self.settings.seed,
+        )
+        row = {"val/clean_acc": found.accuracy("clean").value, "val/pgd10_acc": found.accuracy("pgd-10").value}
+        self._emit(run, report, row)
+        score = (row["val/pgd10_acc"], row["val/clean_acc"])
+        if self.best is None or score > (self.best["val/pgd10_acc"], self.best["val/clean_acc"]):
+            self._check_finite(run)
+            self.best = {**row, "step": self.step}
+            self.save_weights(run, "best")
+
+    def _check_finite(self, run: Run) -> None:
+        step = int(self.bad_step)
+        if step < 2**62:
+            lr = learning_rate(self.settings.schedule, step, self.total, self.settings.lr, self.settings.milestones)
+            raise DivergenceError(
+                f"the loss was NaN or infinite at step {step} (learning rate {lr:.3g}); the last good checkpoint is"
+                f" {run.checkpoint('last')}",
+                hint="lower --lr, or the method's perturbation (beta, gamma); or turn off --bf16",
+            )
+
+    def _sentinel(self) -> tuple[Sentinel | None, int]:
+        every = self.settings.probe_every
+        if every is None:
+            every = max(50, self.steps_per_epoch // 2) if self.recipe.single_step else 0
+        if every == 0:
+            return None, 0
+        images = self.loader.examples
+        rows = torch.randperm(len(images), generator=self.streams.at("probe"))[:256].to(self.device)
+        probe = Batch(to_unit(images.x[rows]), images.y[rows], rows)
+        return Sentinel(probe, self.recipe.threat, self.task.num_classes, self.settings.seed), every
+
+    def _probe(self, run: Run, report: Listener) -> None:
+        if self.sentinel is None:
+            return
+        look = self.sentinel.look(self.model, self.step)
+        row: dict[str, Any] = {"probe/fgsm_acc": look.fgsm, "probe/pgd10_acc": look.pgd, "probe/gap": look.gap}
+        if look.collapsed:
+            row["event"] = "catastrophic overfitting"
+        self._emit(run, report, row)
+        policy = self.settings.on_overfitting
+        if not look.collapsed:
+            if policy == "rollback":
+                self.save(run, "healthy")
+            return
+        if policy == "warn":
+            return
+        said = (
+            f"catastrophic overfitting at step {self.step}: FGSM accuracy {look.fgsm:.1%}, PGD-10 {look.pgd:.1%} on the"
+            " probe batch"
+        )
+        if policy == "stop" or self.rollbacks == ROLLBACKS:
+            self.save(run, "last")
+            raise DivergenceError(
+                said + (f", after {ROLLBACKS} rollbacks" if policy == "rollback" else ""),
+                hint="try n-lap or n-fgsm, a larger beta, or a smaller eps; the weights before are in checkpoints/best",
+            )
+        self.rollbacks += 1
+        self._restore(*load_checkpoint(run.checkpoint("healthy")), run)
+        self._emit(run, report, {"event": f"rollback {self.rollbacks} of {ROLLBACKS}"})
+
+
+def _jsonable(value: dict[str, Any]) -> dict[str, Any]:
+
+    result: dict[str, Any] = json.loads(json.dumps(value))
+    return result
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once. Main thread only."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def remember(signum: int, frame: Any) -> None:
+        caught.append(signum)
+        signal.signal(signum, old[signal.Signals(signum)])
+
+    for s in old:
+        signal.signal(s, remember)
+    try:
+        yield caught
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler)

@@ -1,0 +1,212 @@
+"""Accuracy under attack, judged here and not by the attack, with the outcome of every example kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gambeson.attacks.pgd import PGD, Uniform, fgsm
+from gambeson.core.errors import InputError, nearest
+from gambeson.core.modes import batch_norm
+from gambeson.core.streams import Streams
+from gambeson.core.threat import Threat, box
+from gambeson.core.types import Batch
+from gambeson.data.loader import to_unit
+from gambeson.evaluation.statistics import Interval, wilson
+
+ATTACKS: dict[str, str] = {
+    "clean": "no attack",
+    "fgsm": "one step of size eps from the clean image",
+    "pgd-K": "PGD with K steps of eps/4 from a uniform start",
+    "pgd-K-R": "the same with R restarts (pgd-50-10: 50 steps, 10 restarts)",
+}
+"""Attacks by name, as `parse_attack` understands them."""
+
+
+def parse_attack(name: str) -> PGD | None:
+    """The attack called `clean`, `fgsm`, `pgd-K` or `pgd-K-R`; None for `clean`.
+
+    PGD uses steps of eps/4 and stops moving an example once it is misclassified, as the evaluation of LAP's release.
+
+    Raises:
+        InputError: Another name.
+
+    Examples:
+        >>> parse_attack("pgd-50-10").restarts
+        10
+    """
+    name = name.strip().lower()
+    if name == "clean":
+        return None
+    if name == "fgsm":
+        return fgsm()
+    match = re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name)
+    if match is None:
+        raise InputError(
+            f"unknown attack {name!r}", hint=f"{nearest(name, ATTACKS)}; write pgd-50-10 for 50 steps and 10 restarts"
+        )
+    steps, restarts = int(match[1]), int(match[2] or 1)
+    return PGD(steps=steps, rel_step_size=0.25, start=Uniform(), restarts=restarts, freeze_fooled=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        outcomes: By attack, whether each example was classified correctly, bool `(N,)`. An example that is wrong
+            without attack is wrong under every attack: its clean image is inside the ball.
+        y: Labels `(N,)`.
+        class_names: One per class.
+        settings: What was run, for the record.
+    """
+
+    outcomes: dict[str, Tensor]
+    y: Tensor
+    class_names: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def accuracy(self, attack: str) -> Interval:
+        """Accuracy under `attack` with its Wilson 95 % interval."""
+        correct = self.outcomes[attack]
+        return wilson(int(correct.sum()), len(correct))
+
+    def worst(self) -> Interval:
+        """Accuracy under the worst of all attacks, example by example."""
+        correct = torch.stack(list(self.outcomes.values())).all(0)
+        return wilson(int(correct.sum()), len(correct))
+
+    def per_class(self, attack: str) -> list[Interval | None]:
+        """Accuracy under `attack` of every class; None for a class without examples."""
+        correct = self.outcomes[attack]
+        rows = [correct[self.y == c] for c in range(len(self.class_names))]
+        return [wilson(int(row.sum()), len(row)) if len(row) else None for row in rows]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the outcomes, for JSON."""
+        return {
+            **self.settings,
+            "n": len(self.y),
+            "accuracy": {name: vars(self.accuracy(name)) for name in self.outcomes},
+            "worst": vars(self.worst()),
+            "per_class": {
+                name: {
+                    c: vars(row) if row else None for c, row in zip(self.class_names, self.per_class(name), strict=True)
+                }
+                for name in self.outcomes
+            },
+        }
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    attacks: Sequence[str],
+    threat: Threat,
+    *,
+    num_classes: int,
+    class_names: Sequence[str] | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Report:
+    """Accuracy of `model` under every attack in `attacks`, always with the clean one.
+
+    The model is evaluated in evaluation mode and comes back in the mode it had. Adversarial images are projected onto
+    the ball and clipped to [0, 1] here before they are judged; logits that are not finite count as wrong.
+
+    Args:
+        model: Maps images in [0, 1] to logits.
+        x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
+        y: Labels `(N,)` in `[0, num_classes)`.
+        attacks: Names for `parse_attack`.
+        threat: Ball of the attacks.
+        num_classes: Number of classes.
+        class_names: Names for the tables; the numbers by default.
+        batch_size: Images at a time. Random starts depend on it.
+        seed: Seed of the random starts.
+        progress: Called with the number of images done, once per batch and attack.
+
+    Returns:
+        The report, on the CPU.
+
+    Raises:
+        InputError: Images outside [0, 1] or not finite, labels out of range, unknown attacks, an output of another
+            width.
+    """
+    searches = {name: parse_attack(name) for name in dict.fromkeys(["clean", *attacks])}
+    check_examples(x, y, num_classes)
+    device = next(model.parameters()).device
+    streams = Streams(seed)
+    outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
+    for number, start in enumerate(range(0, len(y), batch_size)):
+        part = slice(start, min(start + batch_size, len(y)))
+        images, labels = to_unit(x[part].to(device)), y[part].to(device)
+        clean = judge(model, images, labels, num_classes)
+        standing = clean.nonzero().squeeze(1)
+        for name, attack in searches.items():
+            if attack is None:
+                outcomes[name][part] = clean.cpu()
+            elif len(standing):
+                batch = Batch(images[standing], labels[standing], standing)
+                x_adv = attack(model, batch, threat, streams.at(f"evaluate/{name}", number, device))
+                x_adv = box(threat.project(x_adv, batch.x))
+                outcomes[name][start + standing.cpu()] = judge(model, x_adv, batch.y, num_classes).cpu()
+            if progress:
+                progress(len(labels))
+    settings = {
+        "attacks": list(searches),
+        "norm": threat.norm,
+        "eps": float(threat.eps),
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    names = tuple(class_names) if class_names else tuple(str(c) for c in range(num_classes))
+    return Report(outcomes, y.cpu(), names, settings)
+
+
+def judge(model: nn.Module, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Whether each image is classified correctly, in evaluation mode, bool `(N,)`. Logits that are not finite are
+    wrong.
+
+    Raises:
+        InputError: The model has another number of outputs.
+    """
+    with torch.no_grad(), batch_norm(model, "running"):
+        logits = model(x)
+    if logits.shape != (len(x), num_classes):
+        raise InputError(
+            f"the model must give logits of shape ({len(x)}, {num_classes}), got {tuple(logits.shape)}",
+            hint="is the checkpoint of a model for another number of classes?",
+        )
+    return (logits.argmax(1) == y) & logits.isfinite().all(1)
+
+
+def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:
+    """Refuse what would make the number wrong, before any compute.
+
+    Raises:
+        InputError: No images, NaN or infinite pixels, pixels outside [0, 1], labels out of range or not one per image.
+    """
+    if x.ndim != 4 or len(x) == 0 or y.shape != x.shape[:1]:
+        raise InputError(f"need images (N, C, H, W) and labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}")
+    if x.dtype != torch.uint8:
+        if not x.is_floating_point():
+            raise InputError(f"images must be uint8 or float, got {x.dtype}")
+        if not bool(x.isfinite().all()):
+            bad = (~x.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
+            raise InputError(f"{len(bad)} images have NaN or infinite pixels, the first is number {int(bad[0])}")
+        low, high = float(x.min()), float(x.max())
+        if low < 0 or high > 1:
+            hint = (
+                "divide by 255" if 1 < high <= 255 and low >= 0 else "pass unnormalised images: models normalise inside"
+            )
+            raise InputError(f"images must lie in [0, 1], got values from {low:g} to {high:g}", hint=hint)
+    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= num_classes:
+        raise InputError(f"labels must be integers in [0, {num_classes}), got {y.dtype} from {y.min()} to {y.max()}")

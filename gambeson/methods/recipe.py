@@ -1,0 +1,136 @@
+"""The recipe: a training method as a frozen value, and the three ways to search the worst case of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from gambeson.attacks.pgd import PGD, Plain
+from gambeson.core.errors import InputError
+from gambeson.core.losses import ce
+from gambeson.core.modes import batch_norm, frozen
+from gambeson.core.parameters import applied, layer_weights
+from gambeson.core.threat import L2, Linf
+from gambeson.core.types import Adversary, Batch
+from gambeson.parts.averaging import EMA
+from gambeson.parts.memory import CarriedPerturbation
+from gambeson.parts.objectives import Objective
+from gambeson.parts.penalties import GradientAlignment
+from gambeson.parts.weight_perturbation import WeightPerturbation
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor, nn
+    from torch.optim import Optimizer
+
+Rng = Callable[[str], "Generator"]
+"""Gives the generator of this step for a purpose."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that makes a training method, without tensors and without state.
+
+    Args:
+        threat: What the adversary may do; also the threat of validation and of the sentinel.
+        objective: What is minimised at the worst case.
+        attack: How the images of the view `"adv"` are found; None for methods without it.
+        weight_perturbation: Perturbation of the weights, or None.
+        inner: Order of the search. `"inputs-first"`: images, then weights for those images (AWP). `"joint"`: one
+            backward gives the gradients for both (LAP). `"weights-first"`: weights, then images at the perturbed
+            weights (LAP-A). `"carried"`: the perturbation of the last step is this step's adversary, and the training
+            backward moves it (Free).
+        penalty: Added to the mean loss; or None.
+        parts: Stateful parts, by their specs.
+        replays: Consecutive steps on the same batch.
+
+    Raises:
+        InputError: The settings do not go together.
+    """
+
+    threat: Linf | L2
+    objective: Objective
+    attack: PGD | None = None
+    weight_perturbation: WeightPerturbation | None = None
+    inner: Literal["inputs-first", "joint", "weights-first", "carried"] = "inputs-first"
+    penalty: GradientAlignment | None = None
+    parts: tuple[EMA | CarriedPerturbation, ...] = ()
+    replays: int = 1
+
+    def __post_init__(self) -> None:
+        carried = [part for part in self.parts if isinstance(part, CarriedPerturbation)]
+        if self.inner not in ("inputs-first", "joint", "weights-first", "carried"):
+            raise InputError(f"unknown inner search {self.inner!r}")
+        if (self.inner == "carried") != (len(carried) == 1):
+            raise InputError("inner='carried' goes with exactly one CarriedPerturbation among the parts")
+        if self.inner == "carried" and (self.attack or self.weight_perturbation or self.penalty):
+            raise InputError("a carried perturbation replaces attack, weight perturbation and penalty")
+        if "adv" in self.objective.views and self.attack is None and self.inner != "carried":
+            raise InputError(f"{type(self.objective).__name__} needs adversarial images, but the recipe has no attack")
+        if self.inner in ("joint", "weights-first"):
+            if self.weight_perturbation is None or self.attack is None:
+                raise InputError(f"inner={self.inner!r} needs an attack and a weight perturbation")
+            if self.attack.steps != 1 or self.attack.loss != "ce" or not isinstance(self.attack.gradient, Plain):
+                raise InputError(
+                    f"inner={self.inner!r} shares one cross-entropy backward: it needs a plain one-step attack"
+                )
+        if self.replays < 1:
+            raise InputError(f"replays must be at least 1, got {self.replays}")
+
+    @property
+    def single_step(self) -> bool:
+        """Whether the images are found with one gradient: such methods can overfit catastrophically."""
+        return self.inner == "carried" or (self.attack is not None and self.attack.steps == 1)
+
+
+def search(net: nn.Module, batch: Batch, recipe: Recipe, optimizer: Optimizer, rng: Rng, epoch: int) -> Adversary:
+    """The worst case of a batch: images and, where the recipe has one, a weight perturbation.
+
+    The model's weights, flags and modes are as before; BatchNorm statistics move as `attack.bn` says.
+    """
+    if recipe.attack is None:
+        return Adversary(batch.x, {})
+    perturbation = recipe.weight_perturbation
+    if perturbation is None or epoch < perturbation.warmup:
+        return Adversary(recipe.attack(net, batch, recipe.threat, rng("attack")), {})
+    inner = {"inputs-first": _inputs_first, "joint": _joint, "weights-first": _weights_first}[recipe.inner]
+    return inner(net, batch, recipe, recipe.attack, perturbation, optimizer, rng)
+
+
+def _inputs_first(
+    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+) -> Adversary:
+    x_adv = attack(net, batch, recipe.threat, rng("attack"))
+    images, weights = {"clean": batch.x, "adv": x_adv}, layer_weights(net)
+    with batch_norm(net, "batch"):  # the release ascends on a copy, whose statistics are thrown away
+        logits: dict[str, Tensor] = {view: net(images[view]) for view in dict.fromkeys(recipe.objective.views)}
+    loss = recipe.objective(logits, batch.y).mean()
+    grads = torch.autograd.grad(loss, list(weights.values()))
+    return Adversary(x_adv, wp.from_grads(weights, grads, optimizer, rng("weights")))
+
+
+def _joint(
+    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+) -> Adversary:
+    start, weights = attack.begin(batch.x, recipe.threat, rng("attack")).requires_grad_(), layer_weights(net)
+    with batch_norm(net, attack.bn):
+        loss = ce(net(start), batch.y).mean()
+    grad, *grads = torch.autograd.grad(loss, [start, *weights.values()])
+    x_adv = attack.move(start.detach(), grad, batch.x, recipe.threat)
+    return Adversary(x_adv, wp.from_grads(weights, grads, optimizer, rng("weights")))
+
+
+def _weights_first(
+    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+) -> Adversary:
+    start, weights = attack.begin(batch.x, recipe.threat, rng("attack")), layer_weights(net)
+    with batch_norm(net, attack.bn):
+        loss = ce(net(start), batch.y).mean()
+    grads = torch.autograd.grad(loss, list(weights.values()))
+    v = wp.from_grads(weights, grads, optimizer, rng("weights"))
+    start = start.requires_grad_()
+    with applied(net, v), frozen(net), batch_norm(net, attack.bn):
+        grad = torch.autograd.grad(ce(net(start), batch.y).sum(), start)[0]
+    return Adversary(attack.move(start.detach(), grad, batch.x, recipe.threat), v)

@@ -1,0 +1,65 @@
+"""The stateful halves of the parts, as modules, so that device moves and state dicts come for free."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from gambeson.core.threat import Threat, box
+
+
+class AveragedWeights(nn.Module):
+    """The state behind `gambeson.parts.EMA`. `average` is the averaged model."""
+
+    steps: Tensor
+
+    def __init__(self, decay: float, warm: bool, model: nn.Module) -> None:
+        super().__init__()
+        self.decay, self.warm = decay, warm
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module) -> None:
+        """Follow `model` by one step."""
+        t = self.steps.to(torch.float64)
+        decay = torch.minimum(torch.full_like(t, self.decay), (1 + t) / (10 + t)) if self.warm else self.decay
+        self.steps += 1
+        source = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, kept in [*self.average.named_parameters(), *self.average.named_buffers()]:
+            if kept.is_floating_point():
+                kept.lerp_(source[name], torch.as_tensor(1 - decay, dtype=kept.dtype, device=kept.device))
+            else:
+                kept.copy_(source[name])
+
+
+class CarriedState(nn.Module):
+    """The state behind `gambeson.parts.CarriedPerturbation`."""
+
+    delta: Tensor
+
+    def __init__(self, rel_step_size: float) -> None:
+        super().__init__()
+        self.rel_step_size = rel_step_size
+        self.register_buffer("delta", torch.zeros(0))
+
+    def apply_to(self, x: Tensor) -> Tensor:
+        """`box(x + delta)` for a batch; a batch larger than any before starts at zero in its new places."""
+        if self.delta.shape[1:] != x.shape[1:]:
+            self.delta = x.new_zeros(x.shape)
+        elif len(self.delta) < len(x):
+            self.delta = torch.cat([self.delta, x.new_zeros((len(x) - len(self.delta), *x.shape[1:]))])
+        return box(x + self.delta[: len(x)])
+
+    def observe(self, x: Tensor, grad: Tensor, threat: Threat) -> None:
+        """Move the perturbation of the batch `x` along the gradient."""
+        delta = self.delta[: len(x)] + self.rel_step_size * threat.eps * threat.ascend(grad)
+        self.delta[: len(x)] = box(threat.project(x + delta, x)) - x
+
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
+        self.delta = torch.empty_like(
+            state_dict[f"{prefix}delta"], device=self.delta.device
+        )  # its shape is the batch's
+        super()._load_from_state_dict(state_dict, prefix, *args)
