@@ -1,0 +1,102 @@
+"""Repeat `gambeson train` over seeds and print the table of a story: mean and spread over seeds, one row per command.
+
+    python scripts/repeat.py docs/results/digits.yaml --runs runs/digits-story [--jobs 2] [--only LABEL]
+
+A story is a YAML file with `seeds`, `threads`, `attack` (columns of the table), and `rows`: a label and the words after
+`gambeson train` each. Finished runs are not repeated, interrupted ones are resumed; the table is printed from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def main() -> int:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("story", type=Path)
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--jobs", type=int, default=1, help="commands at a time")
+    parser.add_argument("--only", action="append", help="only rows with this label")
+    parser.add_argument("--table", action="store_true", help="print the table without running anything")
+    options = parser.parse_args()
+    story = yaml.safe_load(options.story.read_text())
+    rows = {label: words for label, words in story["rows"].items() if not options.only or label in options.only}
+    jobs = [(label, words, seed) for seed in story["seeds"] for label, words in rows.items()]
+    options.runs.mkdir(parents=True, exist_ok=True)
+    if not options.table:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            codes = list(pool.map(lambda job: run(options.runs, story, *job), jobs))
+        if any(codes):
+            print(f"{sum(map(bool, codes))} of {len(codes)} commands failed; see {options.runs}/*.log", file=sys.stderr)
+    print(table(options.runs, story, rows))
+    return 0
+
+
+def folder(runs: Path, label: str, seed: int) -> Path:
+    """The run directory of a row and a seed."""
+    return runs / f"{label.replace(' ', '-').replace('/', '_')}-seed{seed}"
+
+
+def run(runs: Path, story: dict[str, Any], label: str, words: str, seed: int) -> int:
+    """Train, or resume, or do nothing where the run is complete; returns the exit code."""
+    path = folder(runs, label, seed)
+    if results(path):
+        return 0
+    command = [sys.executable, "-m", "gambeson"]
+    if (path / "run.json").exists():
+        command += ["resume", str(path)]
+    else:
+        command += ["train", *words.split(), "--seed", str(seed), "--attack", story["attack"], "--run", str(path)]
+    with open(f"{path}.log", "a") as log:
+        print("$", *command[2:], file=log, flush=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(story.get("threads", 1))}
+        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+
+
+def results(path: Path) -> dict[str, Any] | None:
+    """The evaluation of the last weights, or None."""
+    files = sorted(path.glob("evaluations/final-test-*.json"))
+    return json.loads(files[-1].read_text()) if files else None
+
+
+def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
+    """The Markdown table."""
+    attacks = story["attack"].split(",")
+    lines = [
+        f"| row | seeds | {' | '.join(attacks)} | collapsed | seconds |",
+        f"|---|---|{'---|' * len(attacks)}---|---|",
+    ]
+    for label in rows:
+        found = [(seed, results(folder(runs, label, seed))) for seed in story["seeds"]]
+        done = [(seed, record) for seed, record in found if record]
+        if not done:
+            continue
+        cells = []
+        for attack in attacks:
+            values = [100 * record["accuracy"][attack]["value"] for _, record in done]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})")
+        events, seconds = 0, []
+        for seed, _ in done:
+            metrics = (folder(runs, label, seed) / "metrics.jsonl").read_text().splitlines()
+            events += any("catastrophic" in line for line in metrics)
+            seconds.append(max(json.loads(line)["seconds"] for line in metrics))
+        lines.append(
+            f"| {label} | {len(done)} | {' | '.join(cells)} | {events} of {len(done)} | {statistics.median(seconds):.0f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
