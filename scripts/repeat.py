@@ -3,7 +3,8 @@
     python scripts/repeat.py docs/results/digits.yaml --runs runs/digits-story [--jobs 2] [--only LABEL]
 
 A story is a YAML file with `seeds`, `threads`, `attack` (columns of the table), and `rows`: a label and the words after
-`gambeson train` each. Finished runs are not repeated, interrupted ones are resumed; the table is printed from what is there.
+`gambeson train` each. Finished runs are not repeated, interrupted ones are resumed; the table is printed from what is
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+# glibc otherwise gives large tensors back to the kernel and faults them in again at every pass: a tenth of the time.
+GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 def main() -> int:
@@ -60,7 +64,7 @@ def run(runs: Path, story: dict[str, Any], label: str, words: str, seed: int) ->
         command += ["train", *words.split(), "--seed", str(seed), "--attack", story["attack"], "--run", str(path)]
     with open(f"{path}.log", "a") as log:
         print("$", *command[2:], file=log, flush=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(story.get("threads", 1))}
+        environment = {**os.environ, "OMP_NUM_THREADS": str(story.get("threads", 1)), **GLIBC}
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
 
 
@@ -92,9 +96,8 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
             metrics = (folder(runs, label, seed) / "metrics.jsonl").read_text().splitlines()
             events += any("catastrophic" in line for line in metrics)
             seconds.append(max(json.loads(line)["seconds"] for line in metrics))
-        lines.append(
-            f"| {label} | {len(done)} | {' | '.join(cells)} | {events} of {len(done)} | {statistics.median(seconds):.0f} |"
-        )
+        shown = [label, str(len(done)), *cells, f"{events} of {len(done)}", f"{statistics.median(seconds):.0f}"]
+        lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

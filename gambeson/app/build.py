@@ -115,7 +115,8 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     task = Task(**{**header["task"], "mean": tuple(header["task"]["mean"]), "std": tuple(header["task"]["std"])})
     model = create(run.call["model"]["name"], task, width=run.call["model"]["width"], seed=0)
     load_weights(model, section(tensors, "model"), run.checkpoint(name))
-    return model.to(where).eval(), task, name
+    layout = torch.channels_last if where.type == "cpu" else torch.contiguous_format
+    return model.to(where, memory_format=layout).eval(), task, name  # type: ignore[call-overload]
 
 
 def new_run_path(root: Path, stem: str) -> Path:

@@ -47,14 +47,17 @@ def train(args: Args) -> int:
     values = parser.parse(rest)
 
     from gambeson.app import build, show
+    from gambeson.engine.run import Run
 
     options = TrainOptions(**{f.name: values[f.name] for f in fields(TrainOptions)})
     settings = Settings(**{f.name: values[f.name] for f in fields(Settings)})
     arguments = {key: values[key] for key in method_names}
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
-    call = build.make_call(name, arguments, options, settings)
+    folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), f"{_stem(options.data)}-{name}")
+    Run.require_new(folder)
     where = build.device(options.device)
+    call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
     if arguments["eps"] is not None:
         build.recipe(call)  # a wrong budget is said before any data is read
     _check_attacks(options.attack)
@@ -62,9 +65,6 @@ def train(args: Args) -> int:
     if arguments["eps"] is None:
         arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)
-    folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), f"{_stem(options.data)}-{name}")
-    from gambeson.engine.run import Run
-
     run = Run.create(folder, {"command": ["gambeson", "train", *args], "tensorboard": options.tensorboard, **call})
     show.training(run, trainer, data)
     return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
@@ -169,9 +169,16 @@ def runs(args: Args) -> int:
         rows = compare.overview(Path(options.root))
         print(json.dumps(rows, indent=2)) if options.json else show.overview(rows, options.root)
         return 0
-    if len(words) < 3:
-        raise UsageError("runs compare needs at least two runs")
     found = [Run.open(Path(word)) for word in words[1:]]
+    if options.plot and found:
+        from gambeson.app.plots import curves
+
+        curves(found, Path(options.plot))
+        print(f"wrote {options.plot}", file=sys.stderr)
+    if len(found) == 1 and options.plot:
+        return 0
+    if len(found) < 2:
+        raise UsageError("runs compare needs at least two runs, or one with --plot FILE")
     comparison = compare.compare(found)
     print(json.dumps(comparison, indent=2)) if options.json else show.comparison(comparison)
     return 0
@@ -199,7 +206,7 @@ def list_(args: Args) -> int:
     return 0
 
 
-def train_parser(name: str, function: Callable[..., Any], data: str) -> tuple[Parser, set[str]]:
+def train_parser(name: str, function: Callable[..., Any], data: str) -> tuple[Parser, list[str]]:
     """The parser of `gambeson train NAME` with the data set's presets as defaults, and the method's argument names."""
     parser = Parser(f"gambeson train {name}", (function.__doc__ or "").split("\n\n")[0].replace("%", "%%"))
     parser.add_argument("--config", metavar="FILE", help="recipe in YAML; options on the command line win")

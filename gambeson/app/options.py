@@ -95,9 +95,11 @@ class RunsOptions:
     """How to show runs.
 
     Args:
-        root: Folder that holds the runs.
+        root: Folder that holds the runs, for list.
+        plot: Picture of the training curves to write (.svg, .png), for compare.
         json: Print JSON instead of tables.
     """
 
     root: str = "runs"
+    plot: str | None = None
     json: bool = False

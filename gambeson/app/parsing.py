@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, get_loader, set_loader
+from jsonargparse import ArgumentParser, get_loader
 
 from gambeson.core.errors import GambesonError, InputError, nearest
 from gambeson.core.threat import parse_eps
@@ -27,23 +27,21 @@ class Parser(ArgumentParser):
     """jsonargparse's parser with hyphens in names, `--flag` and `--no-flag`, fractions, and near misses in errors."""
 
     def __init__(self, prog: str, description: str) -> None:
-        set_loader("gambeson", _load)
-        super().__init__(
-            prog=prog, description=description, exit_on_error=False, parser_mode="gambeson", allow_abbrev=False
-        )
+        super().__init__(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
         self.flags: set[str] = set()
+        self.numbers: set[str] = set()
 
-    def add(self, schema: Callable[..., Any], **defaults: Any) -> set[str]:
+    def add(self, schema: Callable[..., Any], **defaults: Any) -> list[str]:
         """Add the parameters of a function or dataclass as options; returns their names."""
-        names = set(inspect.signature(schema).parameters)
+        names = list(inspect.signature(schema).parameters)
         if dataclasses.is_dataclass(schema):
             self.add_class_arguments(schema)
         else:
             self.add_function_arguments(schema)
         self.set_defaults({name: value for name, value in defaults.items() if name in names})
-        self.flags |= {
-            name for name, p in inspect.signature(schema).parameters.items() if p.annotation in ("bool", bool)
-        }
+        kinds = {name: str(p.annotation) for name, p in inspect.signature(schema).parameters.items()}
+        self.flags |= {name for name, kind in kinds.items() if kind == "bool"}
+        self.numbers |= {name for name, kind in kinds.items() if kind.startswith("float")}
         return names
 
     def say(self, option: str, text: str) -> None:
@@ -74,10 +72,12 @@ class Parser(ArgumentParser):
 
     def _normalised(self, args: Sequence[str]) -> list[str]:
         known = {option for action in self._actions for option in action.option_strings}
-        result = []
+        result: list[str] = []
+        option = ""
         for position, arg in enumerate(args):
             if not arg.startswith("--") or arg == "--":
-                result.append(arg)
+                result.append(_number(arg) if option[2:] in self.numbers else arg)
+                option = ""
                 continue
             name, equals, value = arg.partition("=")
             option = "--" + name[2:].replace("-", "_")
@@ -88,7 +88,7 @@ class Parser(ArgumentParser):
             if option not in known:
                 spelled = {o.replace("_", "-") for o in known if o.startswith("--")}
                 raise UsageError(f"unknown option {name}", hint=nearest(name, spelled))
-            result.append(option + equals + value)
+            result.append(option + equals + (_number(value) if plain in self.numbers else value))
             following = args[position + 1] if position + 1 < len(args) else "--"
             if plain in self.flags and not equals and following.lower() not in ("true", "false"):
                 result.append("true")
@@ -153,6 +153,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold settings, one `name: value` per line")
     return content
+
+
+def _number(word: str) -> str:
+    return repr(parse_eps(word)) if RATIO.fullmatch(word) else word
 
 
 def _load(text: str) -> Any:

@@ -27,6 +27,7 @@ class Loader:
         flip: Mirror every image with probability 1/2.
         fill: What the padding shows: `"zero"` (black) or `"reflect"`.
         device: Where the batches lie.
+        layout: Memory format of the images.
 
     Raises:
         InputError: The batch is larger than the split, or the padding does not fit the images.
@@ -42,6 +43,7 @@ class Loader:
         flip: bool = False,
         fill: Literal["zero", "reflect"] = "zero",
         device: torch.device | str = "cpu",
+        layout: torch.memory_format = torch.contiguous_format,
     ) -> None:
         if not 1 <= batch_size <= len(examples):
             raise InputError(
@@ -52,7 +54,7 @@ class Loader:
         if pad < 0 or (fill == "reflect" and pad >= size):
             raise InputError(f"a crop padding of {pad} pixels does not fit images of {size} pixels")
         self.examples = examples.to(device)
-        self.batch_size, self.streams = batch_size, streams
+        self.batch_size, self.streams, self.layout = batch_size, streams, layout
         self.pad, self.flip, self.fill = pad, flip, fill
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
@@ -71,7 +73,7 @@ class Loader:
         x = augment(
             self.examples.x[index], self.streams.at("augment", step), pad=self.pad, flip=self.flip, fill=self.fill
         )
-        return Batch(x, self.examples.y[index], index)
+        return Batch(x.contiguous(memory_format=self.layout), self.examples.y[index], index)
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def augment(
         fill: `"zero"` or `"reflect"`.
 
     Returns:
-        Float images in [0, 1], the shape of `x`, contiguous.
+        Float images in [0, 1], the shape of `x`.
     """
     n, _, h, w = x.shape
     shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=rng)
@@ -109,4 +111,4 @@ def augment(
         rows, columns = rows.to(x.device), columns.to(x.device)
         image = torch.arange(n, device=x.device)[:, None, None]
         x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return to_unit(x).contiguous()
+    return to_unit(x)

@@ -117,7 +117,8 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor], paramete
     for name, value in tensors.items():
         parameter, key = name.rsplit("/", 1)
         p = parameters[parameter]
-        optimizer.state[p][key] = value.to(p.device, copy=True)
+        like = p if p.shape == value.shape else value.to(p.device)
+        optimizer.state[p][key] = torch.empty_like(like, dtype=value.dtype).copy_(value)  # in the parameter's layout
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -6,6 +6,11 @@ import torch
 from torch import Tensor, nn
 
 
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The model itself, whose parameters have its own names."""
+    return net.model if isinstance(net, Bfloat16Forward) else net
+
+
 class Bfloat16Forward(nn.Module):
     """A model whose forward runs under bfloat16 autocast; logits come out in float32.
 

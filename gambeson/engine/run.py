@@ -43,22 +43,31 @@ class Run:
         Raises:
             RunError: It exists already, or cannot be written. Nothing that exists is touched.
         """
+        cls.require_new(path)
         try:
             path.mkdir(parents=True)
             (path / "checkpoints").mkdir()
             (path / "evaluations").mkdir()
             record = {"format": FORMAT, **call, "versions": versions(), "created": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
             write_json(path / "run.json", record)
-        except FileExistsError:
-            raise RunError(
-                f"{path} exists already; nothing was overwritten",
-                hint=f"continue it with `gambeson resume {path}`, or choose another directory with --run",
-            ) from None
         except OSError as error:
             raise RunError(
                 f"cannot write the run directory {path}: {error.strerror}", hint="choose another with --run"
             ) from None
         return cls(path, record)
+
+    @staticmethod
+    def require_new(path: Path) -> None:
+        """Refuse a directory that exists.
+
+        Raises:
+            RunError: It exists.
+        """
+        if path.exists():
+            raise RunError(
+                f"{path} exists already; nothing was overwritten",
+                hint=f"continue it with `gambeson resume {path}`, or choose another directory with --run",
+            )
 
     @classmethod
     def open(cls, path: Path) -> Run:

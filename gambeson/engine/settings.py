@@ -29,6 +29,8 @@ class Settings:
         flip: Mirroring; None takes the data set's.
         fill: Padding: `zero` or `reflect`.
         bf16: bfloat16 autocast in the forwards of training.
+        channels_last: Memory layout of weights and images; None: channels-last on the CPU, a quarter faster.
+        deterministic: On CUDA, deterministic cuDNN kernels: without them a resumed run is not the same to the bit.
         seed: Seed of everything random.
         val_every: Epochs between validations.
         log_every: Steps between lines of metrics.
@@ -51,6 +53,8 @@ class Settings:
     flip: bool | None = None
     fill: Literal["zero", "reflect"] = "zero"
     bf16: bool = False
+    channels_last: bool | None = None
+    deterministic: bool = True
     seed: int = 0
     val_every: int = 1
     log_every: int = 50

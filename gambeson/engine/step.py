@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from gambeson.core.modes import replay_statistics, running_statistics
 from gambeson.core.parameters import applied
 from gambeson.core.types import Batch, Outcome
+from gambeson.engine.precision import unwrapped
 from gambeson.methods.recipe import Recipe, Rng, search
 from gambeson.parts.state import AveragedWeights, CarriedState
 
@@ -92,4 +93,4 @@ def _update(net: nn.Module, parts: nn.ModuleList, optimizer: Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
         if isinstance(part, AveragedWeights):
-            part.observe(net)
+            part.observe(unwrapped(net))

@@ -91,7 +91,10 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        self.model, self.recipe, self.settings, self.task = model.to(self.device), recipe, settings, task
+        last = self.device.type == "cpu" if settings.channels_last is None else settings.channels_last
+        layout = torch.channels_last if last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.recipe, self.settings, self.task = recipe, settings, task
         self.description = description or {}
         self.net = Bfloat16Forward(self.model) if settings.bf16 else self.model
         self.streams = Streams(settings.seed)
@@ -103,6 +106,7 @@ class Trainer:
             flip=flip if settings.flip is None else settings.flip,
             fill=settings.fill,
             device=self.device,
+            layout=layout,
         )
         self.val = val.to(self.device)
         self.steps_per_epoch = self.loader.steps_per_epoch * recipe.replays
@@ -138,7 +142,9 @@ class Trainer:
             Interrupted: SIGINT or SIGTERM came; the state was saved.
         """
         report = listen or (lambda row: None)
-        with run.locked(), torch.random.fork_rng(), _signals() as caught:
+        deterministic = self.settings.deterministic
+        cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic)
+        with run.locked(), torch.random.fork_rng(), cudnn, _signals() as caught:
             began = time.monotonic() - self.elapsed
             if self.step == 0:
                 self.save(run, "last")
@@ -209,7 +215,7 @@ class Trainer:
         self.sums = tensors["trainer/sums"].to(self.device)
         if self.sentinel:
             self.sentinel.load_state_dict(header["sentinel"])
-        run.trim(self.step)
+        run.trim(self.step if self.step else -1)  # the first look of the sentinel comes after the first checkpoint
 
     def _identity(self) -> dict[str, Any]:
         return {

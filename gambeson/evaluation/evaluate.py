@@ -142,7 +142,7 @@ def evaluate(
     """
     searches = {name: parse_attack(name) for name in dict.fromkeys(["clean", *attacks])}
     check_examples(x, y, num_classes)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), x).device
     streams = Streams(seed)
     outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
     for number, start in enumerate(range(0, len(y), batch_size)):

@@ -1,0 +1,70 @@
+"""Training curves of runs as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gambeson.core.errors import InputError
+from gambeson.engine.run import Run
+
+PANELS = {
+    "validation": {"val/clean_acc": "-", "val/pgd10_acc": "--"},
+    "probe batch (training images)": {"probe/fgsm_acc": "-", "probe/pgd10_acc": "--"},
+}
+LABELS = {
+    "val/clean_acc": "clean",
+    "val/pgd10_acc": "PGD-10",
+    "probe/fgsm_acc": "FGSM",
+    "probe/pgd10_acc": "PGD-10",
+}
+# Okabe and Ito's colours, told apart by colour-blind readers too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def curves(runs: Sequence[Run], path: Path) -> None:
+    """Draw accuracy against epochs, one colour per run; where FGSM and PGD-10 on the probe batch part, a model has
+    collapsed.
+
+    Args:
+        runs: At most seven.
+        path: Picture to write; its ending is the format (`.svg`, `.png`, `.pdf`).
+
+    Raises:
+        InputError: Too many runs, no metrics, a format that cannot be drawn, or a path that cannot be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    if len(runs) > len(COLOURS):
+        raise InputError(f"a picture of {len(runs)} runs cannot be read; at most {len(COLOURS)}")
+    rows = {run.path.name: run.rows() for run in runs}
+    panels = {
+        title: keys
+        for title, keys in PANELS.items()
+        if any(key in row for run in rows.values() for row in run for key in keys)
+    }
+    if not panels:
+        raise InputError(f"{', '.join(rows)}: no validation and no sentinel in the metrics yet")
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained")
+    for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
+        for (name, metrics), colour in zip(rows.items(), COLOURS, strict=False):
+            for key, style in keys.items():
+                points = [(row["epoch"], 100 * row[key]) for row in metrics if key in row]
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True), style, color=colour, label=f"{name}, {LABELS[key]}", linewidth=1.5
+                    )
+        axis.set(title=title, xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot write the picture {path}: {str(error).splitlines()[0]}", hint="name a .svg or .png file"
+        ) from None
+    finally:
+        plt.close(figure)

@@ -1,0 +1,79 @@
+"""What README, recipes and stories show is what the program understands, and the Python in the README runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gambeson.app.commands import find_recipe, train_parser
+from gambeson.app.parsing import find_positional, peek
+from gambeson.methods import ALIASES, METHODS, method
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [
+    line.split("#")[0].strip()
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.splitlines()
+    if line.startswith("gambeson train")
+]
+STORIES = [
+    (path.stem, label, words)
+    for path in sorted((ROOT / "docs" / "results").glob("*.yaml"))
+    for label, words in yaml.safe_load(path.read_text())["rows"].items()
+]
+
+
+def understood(words):
+    name, function = method(find_positional(words, [*METHODS, *ALIASES]))
+    words.remove(next(word for word in words if not word.startswith("-")))
+    parser, _ = train_parser(name, function, peek(words, "data") or "digits")
+    return parser.parse(words)
+
+
+def test_the_readme_shows_commands_and_stories_exist():
+    assert len(COMMANDS) >= 3
+    assert len(STORIES) >= 4
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_is_understood(command):
+    words = shlex.split(command)[2:]
+    config = peek(words, "config")
+    if config:
+        assert find_recipe(config).is_file()
+    else:
+        assert understood(words)["data"]
+
+
+@pytest.mark.parametrize(("story", "label", "words"), STORIES, ids=[f"{s}-{label}" for s, label, _ in STORIES])
+def test_a_row_of_a_story_is_understood(story, label, words):
+    values = understood(words.split())
+    assert 0 < values["eps"] <= 1
+    assert values["val_fraction"] in (0, 0.05)
+
+
+def test_the_first_two_commands_are_the_issue_trackers_promise():
+    first = [block.strip() for language, block in BLOCKS if language == "bash"][:2]
+    assert first == [
+        "pip install -e . -c constraints.txt && gambeson train n-lap",
+        "pip install -e '.[dev]' -c constraints.txt && pytest",
+    ]
+    assert "pip install --quiet -e '.[dev]' -c constraints.txt && pytest" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(block for language, block in BLOCKS if language == "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.search(r"\d+\.\d % \[", capsys.readouterr().out)
+    assert (tmp_path / "runs/composed/checkpoints/final.safetensors").is_file()
+
+
+def test_links_of_the_readme_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
