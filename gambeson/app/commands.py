@@ -298,10 +298,13 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         print(f"{stopped}; saved. Go on with: gambeson resume {run.path}", file=sys.stderr)
         return 128 + stopped.signum
     count = run.call["test_size"]
-    reports = []
+    reports: list[tuple[str, Report]] = []
     for name in dict.fromkeys(["best" if run.checkpoint("best").is_file() else "final", "final"]):
-        model, _, name = build.load_model(run, name, trainer.device)
-        report = measure(model, x[:count], y[:count], run.call["attack"], trainer.recipe.threat, class_names)
+        if reports and trainer.best and trainer.best["step"] == trainer.total:
+            report = reports[0][1]  # the last weights are the best ones
+        else:
+            model, _, name = build.load_model(run, name, trainer.device)
+            report = measure(model, x[:count], y[:count], run.call["attack"], trainer.recipe.threat, class_names)
         save_report(run, report, {"checkpoint": name, "data": run.call["data"]["name"], "split": "test"})
         reports.append((name, report))
     show.final(run, trainer, reports)

@@ -69,6 +69,7 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
     """A listener for `Trainer.fit`: a live bar on a terminal, a line per epoch elsewhere, events on both."""
     board = _tensorboard(run) if run.call.get("tensorboard") else None
     seen: dict[str, Any] = {}
+    validated = len(trainer.val) > 0
     with progress() as bar:
         task = bar.add_task("training", total=trainer.total, completed=trainer.step)
 
@@ -84,7 +85,8 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
             if "event" in row:
                 err.print(f"[bold red]{row['event']}[/bold red] at step {row['step']}{_probe(row)}")
             bar.update(task, description=_line(seen))
-            if "val/pgd10_acc" in row and not err.is_terminal:
+            last = "val/pgd10_acc" in row if validated else "train/loss" in row and float(row["epoch"]).is_integer()
+            if last and not err.is_terminal:
                 err.print(f"epoch {row['epoch']:.0f}/{trainer.settings.epochs}  {_line(seen)}", soft_wrap=True)
 
         yield listen

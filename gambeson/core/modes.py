@@ -92,8 +92,8 @@ def replay_statistics(
                 )
             for running, r0, r1 in zip((m.running_mean, m.running_var), old, new, strict=True):
                 assert running is not None
-                # .data: the graph of a training-mode forward keeps these buffers, without using them, and would refuse the
-                # backward after a change that it counts; a second forward is not counted either.
+                # .data: the graph of a training-mode forward keeps these buffers, without using them, and would refuse
+                # the backward after a change that it counts; a second forward is not counted either.
                 running.data.mul_(1 - m.momentum).add_(r1 - (1 - m.momentum) * r0)
             if m.num_batches_tracked is not None:
                 m.num_batches_tracked.add_(1)
