@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gambeson.app.commands import find_recipe, train_parser
-from gambeson.app.parsing import find_positional, peek
-from gambeson.methods import ALIASES, METHODS, method
+from gambeson.app.commands import _train_flags, find_recipe, train_parser
+from gambeson.app.parsing import peek, split_words
+from gambeson.methods import method
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -29,10 +29,10 @@ STORIES = [
 
 
 def understood(words):
-    name, function = method(find_positional(words, [*METHODS, *ALIASES]))
-    words.remove(next(word for word in words if not word.startswith("-")))
+    (word,), rest = split_words(words, _train_flags())
+    name, function = method(word)
     parser, _ = train_parser(name, function, peek(words, "data") or "digits")
-    return parser.parse(words)
+    return parser.parse(rest)
 
 
 def test_the_readme_shows_commands_and_stories_exist():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gambeson.core.errors import CheckpointError, InputError
+from gambeson.core.errors import CheckpointError, InputError, RunError
 from gambeson.core.types import Task
 from gambeson.data import Splits, hold_out, load
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
@@ -31,6 +31,8 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         found = torch.device(name)
+        if found.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("gambeson trains on cpu, cuda and mps")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -38,6 +40,20 @@ def device(name: str) -> torch.device:
             f"device {name!r} cannot be used: {reason}", hint="use auto, cpu, cuda, cuda:N or mps"
         ) from None
     return found
+
+
+def open_run(path: Path) -> Run:
+    """A run that the command line can rebuild.
+
+    Raises:
+        RunError: No run, or its record lacks what the command line writes.
+    """
+    run = Run.open(path)
+    tables = ("method", "data", "model", "settings")
+    missing = [key for key in tables if not isinstance(run.call.get(key), dict)]
+    if missing:
+        raise RunError(f"{path / 'run.json'} lacks {', '.join(missing)}; it was not written by `gambeson train`")
+    return run
 
 
 def recipe(call: dict[str, Any]) -> Recipe:
@@ -64,8 +80,12 @@ def splits(call: dict[str, Any], root: str | None = None) -> Splits:
         )
     if data["train_size"] == len(found.train):
         return found
+    if data["train_size"] < found.facts.num_classes:
+        raise InputError(
+            f"--train-size {data['train_size']} leaves classes without images: there are {found.facts.num_classes}"
+        )
     fraction = data["train_size"] / len(found.train)
-    kept = hold_out(found.train, fraction, found.facts.num_classes, seed=0)[1]
+    kept = hold_out(found.train, fraction, found.facts.num_classes, seed=0, both=False)[1]
     return replace(found, train=found.train.subset(kept))
 
 

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for errors, 2 for wrong usage, 128 + signal when stopped by one."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(args)
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
     except GambesonError as error:
         return _complain(error)
     except KeyboardInterrupt:

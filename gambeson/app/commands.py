@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app import presets
 from gambeson.app.options import EvaluateOptions, ResumeOptions, RunsOptions, TrainOptions
-from gambeson.app.parsing import Parser, UsageError, find_positional, peek, read_yaml
+from gambeson.app.parsing import Parser, UsageError, flags_of, peek, read_yaml, split_words
 from gambeson.core.errors import InputError, nearest
 from gambeson.engine.settings import Settings
-from gambeson.methods import ALIASES, METHODS, method
+from gambeson.methods import METHODS, method
 
 if TYPE_CHECKING:
     from gambeson.engine.run import Run
@@ -26,20 +26,18 @@ Args = list[str]
 
 def train(args: Args) -> int:
     """`gambeson train METHOD [options]`."""
-    words = [*METHODS, *ALIASES]
     config = peek(args, "config")
     file = find_recipe(config) if config else None
-    content = read_yaml(file) if file else {}
-    word = find_positional(args, words)
-    if word is None and "method" not in content:
+    content = read_yaml(file, recipes_folder()) if file else {}
+    words, rest = split_words(args, _train_flags())
+    if not words and "method" not in content:
         if "-h" in args or "--help" in args:
             print(_train_help(), end="")
             return 0
         raise UsageError(f"which method? known: {', '.join(METHODS)}", hint="gambeson train n-lap")
-    rest = list(args)
-    if word is not None:
-        rest.remove(word)
-    name, function = method(str(content["method"]) if word is None else word)
+    name, function = method(words[0] if words else str(content["method"]))
+    if len(words) > 1:
+        raise UsageError(f"train takes one method, got {' '.join(words)}", hint="options begin with --")
     parser, method_names = train_parser(name, function, peek(args, "data") or str(content.get("data", "digits")))
     if file:
         rest = _without(rest, "config")
@@ -60,7 +58,9 @@ def train(args: Args) -> int:
     call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
     if arguments["eps"] is not None:
         build.recipe(call)  # a wrong budget is said before any data is read
-    _check_attacks(options.attack)
+    _check_attacks(options.attack, options.test_size)
+    if options.tensorboard:
+        show.tensorboard_writer()
     data = build.splits(call)
     if arguments["eps"] is None:
         arguments["eps"] = data.facts.eps
@@ -79,9 +79,8 @@ def resume(args: Args) -> int:
     path, rest = _one_path(args, parser, "resume")
     options = ResumeOptions(**_only(parser.parse(rest), ResumeOptions))
     from gambeson.app import build, show
-    from gambeson.engine.run import Run
 
-    run = Run.open(Path(path))
+    run = build.open_run(Path(path))
     data = build.splits(run.call, options.data_dir)
     trainer = build.trainer(run.call, data, build.device(options.device))
     with run.locked():
@@ -98,24 +97,23 @@ def evaluate(args: Args) -> int:
     parser.add(EvaluateOptions)
     path, rest = _one_path(args, parser, "evaluate")
     options = EvaluateOptions(**_only(parser.parse(rest), EvaluateOptions))
-    _check_attacks(options.attack)
+    _check_attacks(options.attack, options.test_size)
     from gambeson.app import build, show
     from gambeson.core.threat import create_threat
     from gambeson.data import load
-    from gambeson.engine.run import Run
 
     if options.split not in ("test", "val"):
         raise InputError(f"unknown split {options.split!r}", hint="known: test, val")
     if options.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {options.batch_size}")
-    run = Run.open(Path(path))
+    run = build.open_run(Path(path))
     threat = build.recipe(run.call).threat
     if options.eps is not None or options.norm is not None:
         threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
     model, task, name = build.load_model(run, options.checkpoint, build.device(options.device))
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
-        splits = load(options.data, options.data_dir, size=size)
+        splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
     else:
         splits = build.splits(run.call, options.data_dir)
     facts = splits.facts
@@ -125,6 +123,10 @@ def evaluate(args: Args) -> int:
             f" {facts.name} has {facts.channels}x{facts.size}x{facts.size} images of {facts.num_classes}"
         )
     examples = splits.test if options.split == "test" else splits.val
+    if len(examples) == 0:
+        raise InputError(
+            f"the {options.split} split is empty: the run held nothing out", hint="evaluate the test split"
+        )
     if options.test_size is not None:
         examples = examples.head(options.test_size)
     report = measure(
@@ -156,12 +158,11 @@ def runs(args: Args) -> int:
     if "-h" in args or "--help" in args:
         print(parser.format_help(), end="")
         return 0
-    words, rest = _split_words(args, parser)
+    words, rest = split_words(args, parser.flags)
     options = RunsOptions(**_only(parser.parse(rest), RunsOptions))
     if not words or words[0] not in ("list", "compare"):
         raise UsageError("runs needs `list`, or `compare` and at least two runs")
-    from gambeson.app import compare, show
-    from gambeson.engine.run import Run
+    from gambeson.app import build, compare, show
 
     if words[0] == "list":
         if len(words) > 1:
@@ -169,7 +170,7 @@ def runs(args: Args) -> int:
         rows = compare.overview(Path(options.root))
         print(json.dumps(rows, indent=2)) if options.json else show.overview(rows, options.root)
         return 0
-    found = [Run.open(Path(word)) for word in words[1:]]
+    found = [build.open_run(Path(word)) for word in words[1:]]
     if options.plot and found:
         from gambeson.app.plots import curves
 
@@ -311,8 +312,11 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
     return 0
 
 
-def _check_attacks(names: str) -> None:
+def _check_attacks(names: str, size: int | None) -> None:
     from gambeson.evaluation import parse_attack
+
+    if size is not None and size < 1:
+        raise InputError(f"--test-size must be at least 1, got {size}")
 
     for name in names.split(","):
         if name.strip():
@@ -322,8 +326,8 @@ def _check_attacks(names: str) -> None:
 def _checked(parser: Parser, file: Path, content: dict[str, Any]) -> dict[str, Any]:
     known = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
     for key in content:
-        if key.replace("-", "_") not in known:
-            raise UsageError(f"{file}: unknown setting {key!r}", hint=nearest(key, known))
+        if str(key).replace("-", "_") not in known:
+            raise UsageError(f"{file}: unknown setting {key!r}", hint=nearest(str(key), known))
     words = [f"--{key}={_word(value)}" for key, value in content.items()]
     values = parser.parse(words)
     return {key.replace("-", "_"): values[key.replace("-", "_")] for key in content}
@@ -349,25 +353,10 @@ def _only(values: dict[str, Any], schema: type) -> dict[str, Any]:
     return {f.name: values[f.name] for f in fields(schema)}
 
 
-def _split_words(args: Args, parser: Parser) -> tuple[Args, Args]:
-    """Words that are neither options nor their values, and the rest."""
-    words, rest = [], []
-    value_next = False
-    for arg in args:
-        if value_next or arg.startswith("-"):
-            rest.append(arg)
-            name = arg[2:].replace("-", "_")
-            value_next = not value_next and arg.startswith("--") and "=" not in arg and name not in parser.flags
-            value_next = value_next and not name.startswith("no_")
-        else:
-            words.append(arg)
-    return words, rest
-
-
 def _one_path(args: Args, parser: Parser, command: str) -> tuple[str, Args]:
     if "-h" in args or "--help" in args:
         return "", ["--help"]
-    words, rest = _split_words(args, parser)
+    words, rest = split_words(args, parser.flags)
     if len(words) != 1:
         raise UsageError(
             f"{command} needs one run directory, got {len(words)}", hint=f"gambeson {command} runs/digits-n-lap-1"
@@ -382,6 +371,12 @@ def _stem(data: str) -> str:
 
 def _summary(function: Callable[..., Any]) -> str:
     return (function.__doc__ or "").strip().splitlines()[0]
+
+
+def _train_flags() -> set[str]:
+    """Options without a value, of any method: needed before it is known which word is the method."""
+    schemas: list[Callable[..., Any]] = [*METHODS.values(), Settings, TrainOptions]
+    return set().union(*map(flags_of, schemas))
 
 
 def _train_help() -> str:

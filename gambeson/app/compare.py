@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gambeson.core.errors import RunError
+from gambeson.app.build import open_run
+from gambeson.core.errors import CheckpointError, RunError
 from gambeson.engine.checkpoint import read_header
 from gambeson.engine.run import Run
 from gambeson.evaluation import mcnemar
@@ -24,7 +24,7 @@ def overview(root: Path) -> list[dict[str, Any]]:
         row["run"] = str(file.parent)
         rows.append(row)
         try:
-            run = Run.open(file.parent)
+            run = open_run(file.parent)
             row |= {
                 "method": run.call["method"]["name"],
                 "data": run.call["data"]["name"],
@@ -32,7 +32,7 @@ def overview(root: Path) -> list[dict[str, Any]]:
             }
             row["state"] = _state(run)
             row |= _scores(run)
-        except (RunError, KeyError, json.JSONDecodeError):
+        except (RunError, CheckpointError, KeyError, ValueError):
             row["state"] = "damaged"
     return rows
 
@@ -85,7 +85,8 @@ def _scores(run: Run) -> dict[str, str | None]:
     for row in run.rows():
         if "val/pgd10_acc" in row and row["val/pgd10_acc"] >= best.get("val/pgd10_acc", -1):
             best = row
-    tests = [e for e in run.evaluations().values() if e["split"] == "test"]
+    own = run.call["data"]["name"]
+    tests = [e for e in run.evaluations().values() if e["split"] == "test" and e["data"] == own]
     newest = next((e for e in reversed(tests) if e["checkpoint"] == "best"), tests[-1] if tests else None)
     values: tuple[float | None, ...] = (
         best.get("val/clean_acc"),
@@ -116,9 +117,10 @@ def _outcomes(run: Run) -> dict[str, dict[str, Any]]:
     for name, record in run.evaluations().items():
         if record["split"] != "test":
             continue
-        with np.load(run.path / "evaluations" / f"{name}.npz", allow_pickle=False) as file:
-            for attack, accuracy in record["accuracy"].items():
-                budget = "" if attack == "clean" else f" {record['norm']} {record['eps']:.4g}"
-                key = f"{record['checkpoint']} {attack}{budget}"
-                found[key] = {"accuracy": accuracy, "y": file["y"], "correct": file[attack]}
+        arrays = run.outcomes(name)
+        for attack, accuracy in record["accuracy"].items():
+            budget = "" if attack == "clean" else f" {record['norm']} {record['eps']:.4g}"
+            where = "" if record["data"] == run.call["data"]["name"] else f" on {record['data']}"
+            key = f"{record['checkpoint']} {attack}{budget}{where}"
+            found[key] = {"accuracy": accuracy, "y": arrays["y"], "correct": arrays[attack]}
     return found

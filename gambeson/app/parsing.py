@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,8 @@ class Parser(ArgumentParser):
         else:
             self.add_function_arguments(schema)
         self.set_defaults({name: value for name, value in defaults.items() if name in names})
-        kinds = {name: str(p.annotation) for name, p in inspect.signature(schema).parameters.items()}
-        self.flags |= {name for name, kind in kinds.items() if kind == "bool"}
-        self.numbers |= {name for name, kind in kinds.items() if kind.startswith("float")}
+        self.flags |= flags_of(schema)
+        self.numbers |= {name for name, kind in _kinds(schema).items() if kind.startswith("float")}
         return names
 
     def say(self, option: str, text: str) -> None:
@@ -58,7 +57,7 @@ class Parser(ArgumentParser):
         """
         try:
             namespace = self.parse_args(self._normalised(args))
-        except SystemExit:
+        except (SystemExit, GambesonError):
             raise
         except Exception as error:  # jsonargparse raises several kinds; all are about the user's words
             raise self._explained(str(error)) from None
@@ -101,29 +100,53 @@ class Parser(ArgumentParser):
             return UsageError(f"unknown setting {unknown[1]!r}", hint=nearest(unknown[1], names))
         wrong = re.search(r'Parser key "([^"]+)":\s*(.*?)\. Got value: (.*)', message, re.DOTALL)
         if wrong:
-            expected = re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip()
-            expected = {"float": "a number or a fraction", "int": "a whole number", "bool": "true or false"}.get(
-                expected, expected.replace("Literal", "one of ").replace("\n", " ")
-            )
-            return UsageError(f"--{wrong[1].replace('_', '-')} needs {expected}, got {wrong[3].strip()!r}")
+            return _wrong(wrong[1], re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip(), wrong[3])
+        union = re.search(
+            r'Parser key "([^"]+)":.*Subtypes: \[<class \'(\w+)\'>.*Given value: (.*)', message, re.DOTALL
+        )
+        if union:
+            return _wrong(union[1], union[2], union[3])
         return UsageError(" ".join(message.split()))
 
 
-def find_positional(args: Sequence[str], known: Iterable[str]) -> str | None:
-    """The method on a command line, before the options are known: the first word, or else a known name after an
-    option's value.
+def _wrong(option: str, kind: str, value: str) -> UsageError:
+    names = {
+        "float": "a number or a fraction",
+        "int": "a whole number",
+        "bool": "true or false",
+        "tuple": "a list, [a,b]",
+    }
+    expected = names.get(kind, kind.replace("Literal", "one of ").replace("\n", " "))
+    return UsageError(f"--{option.replace('_', '-')} needs {expected}, got {value.strip()!r}")
+
+
+def flags_of(schema: Callable[..., Any]) -> set[str]:
+    """The parameters that are true or false, and so may stand without a value."""
+    return {name for name, kind in _kinds(schema).items() if kind in ("bool", "bool | None")}
+
+
+def split_words(args: Sequence[str], flags: set[str]) -> tuple[list[str], list[str]]:
+    """Words that are neither options nor their values, and the rest.
 
     Examples:
-        >>> find_positional(["--epochs", "3", "n-lap"], ["n-lap"])
-        'n-lap'
+        >>> split_words(["--epochs", "3", "n-lap", "--ascent"], {"ascent"})
+        (['n-lap'], ['--epochs', '3', '--ascent'])
     """
-    names = set(known)
-    for position, arg in enumerate(args):
+    words, rest = [], []
+    option = ""
+    for arg in args:
         if arg.startswith("-"):
-            continue
-        if position == 0 or (arg.lower().replace("_", "-") in names and args[position - 1] not in ("--run", "--data")):
-            return arg
-    return None
+            rest.append(arg)
+            name = arg[2:].replace("-", "_")
+            option = name if arg.startswith("--") and "=" not in arg and name.removeprefix("no_") == name else ""
+            option = "" if name in ("help", "h") else option
+        elif option and (option not in flags or arg.lower() in ("true", "false")):
+            rest.append(arg)
+            option = ""
+        else:
+            words.append(arg)
+            option = ""
+    return words, rest
 
 
 def peek(args: Sequence[str], option: str) -> str | None:
@@ -136,8 +159,12 @@ def peek(args: Sequence[str], option: str) -> str | None:
     return value
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
     """A recipe file.
+
+    Args:
+        path: The file.
+        shipped: Folder of the recipes that come along, for near misses.
 
     Raises:
         InputError: Missing, not YAML, or not a table of settings.
@@ -145,14 +172,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = _load(path.read_text())
     except OSError as error:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=3)
+        known = [str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")]
+        known += [str(path.parent / p.name) for p in path.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(str(path), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
         raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold settings, one `name: value` per line")
     return content
+
+
+def _kinds(schema: Callable[..., Any]) -> dict[str, str]:
+    return {name: str(p.annotation) for name, p in inspect.signature(schema).parameters.items()}
 
 
 def _number(word: str) -> str:

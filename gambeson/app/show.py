@@ -20,8 +20,15 @@ from gambeson.evaluation import Interval, Report
 
 Listener = Callable[[dict[str, Any]], None]
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which ends quietly; rich would exit with code 1."""
+        raise BrokenPipeError
+
+
+out = _Console(highlight=False)
+err = _Console(stderr=True, highlight=False)
 
 
 def training(run: Run, trainer: Trainer, data: Splits) -> None:
@@ -67,7 +74,7 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 @contextmanager
 def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
     """A listener for `Trainer.fit`: a live bar on a terminal, a line per epoch elsewhere, events on both."""
-    board = _tensorboard(run) if run.call.get("tensorboard") else None
+    board = tensorboard_writer()(str(run.path / "tensorboard")) if run.call.get("tensorboard") else None
     seen: dict[str, Any] = {}
     validated = len(trainer.val) > 0
     with progress() as bar:
@@ -105,6 +112,16 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
     out.print(table)
     if per_class:
         out.print(_class_table(found))
+    warn_of_failures(found)
+
+
+def warn_of_failures(found: Report) -> None:
+    """Say for how many examples an attack returned no image."""
+    for name, count in found.settings.get("failed", {}).items():
+        err.print(
+            f"[bold red]{name} returned NaN or infinite pixels for {count} examples[/bold red]; their clean images were"
+            " judged. The model's gradient is broken: this accuracy means little."
+        )
 
 
 def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> None:
@@ -116,11 +133,12 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
         note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
         table.add_row(note, *[_interval(found.accuracy(name)) for name in found.outcomes])
     out.print(table)
-    out.print(
-        "[..]: Wilson 95 % intervals. `best` was selected on the validation split, never on test.",
-        style="dim",
-        markup=False,
-    )
+    for _, found in reports:
+        warn_of_failures(found)
+    note = "[..]: Wilson 95 % intervals."
+    if reports[0][0] == "best":
+        note += " `best` was selected on the validation split, never on test."
+    out.print(note, style="dim", markup=False, soft_wrap=True)
     out.print(f"trained in {trainer.elapsed:.1f} s. Next:", style="dim")
     for command in (
         f"gambeson evaluate {run.path} --attack pgd-50-10 --per-class",
@@ -220,9 +238,14 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def _tensorboard(run: Run) -> Any:
+def tensorboard_writer() -> Any:
+    """TensorBoard's SummaryWriter.
+
+    Raises:
+        GambesonError: TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise GambesonError("TensorBoard is not installed", hint="pip install 'gambeson[tensorboard]'") from None
-    return SummaryWriter(str(run.path / "tensorboard"))
+    return SummaryWriter

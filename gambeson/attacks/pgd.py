@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,6 +17,11 @@ from gambeson.core.types import Batch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
+
+
+def _require(holds: bool, rule: str, value: object) -> None:
+    if not holds:
+        raise InputError(f"{rule}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,9 @@ class Uniform:
 
     radius: float = 1.0
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.radius < math.inf, "the radius of a uniform start is a multiple of eps >= 0", self.radius)
+
     def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
         """`box(x + u)`."""
         return box(x + threat.sample(x, rng, self.radius))
@@ -43,6 +52,9 @@ class Gaussian:
     """Start at `x + sigma * n`, n standard normal; neither clipped nor projected before the first step (as TRADES)."""
 
     sigma: float = 0.001
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.sigma < math.inf, "the sigma of a Gaussian start must be finite and >= 0", self.sigma)
 
     def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
         """`x + sigma * n`."""
@@ -78,14 +90,20 @@ class ZeroSmall:
 
     quantile: float
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.quantile < 1, "the quantile of ZeroGrad lies in [0, 1)", self.quantile)
+
     def __call__(
         self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
     ) -> tuple[Tensor, Tensor]:
         """`(gradient with small entries zeroed, logits)`."""
         grad, logits = at(x_adv)
-        size = grad.abs().flatten(1)
-        rank = int(self.quantile * (size.shape[1] - 1)) + 1
-        threshold = size.kthvalue(rank, dim=1).values.view(-1, *[1] * (grad.ndim - 1))
+        # torch.quantile's linear interpolation, without its limit of 16 million entries
+        sizes = grad.abs().flatten(1).sort(dim=1).values
+        position = self.quantile * (sizes.shape[1] - 1)
+        low = int(position)
+        high = min(low + 1, sizes.shape[1] - 1)
+        threshold = sizes[:, low].lerp(sizes[:, high], position - low).view(-1, *[1] * (grad.ndim - 1))
         return grad.masked_fill(grad.abs() < threshold, 0.0), logits
 
 
@@ -98,6 +116,9 @@ class Unanimous:
     """
 
     points: int = 3
+
+    def __post_init__(self) -> None:
+        _require(self.points >= 1, "MultiGrad needs at least one point", self.points)
 
     def __call__(
         self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
@@ -154,6 +175,10 @@ class PGD:
             raise InputError(f"an attack needs at least 1 step and 1 restart, got {self.steps} and {self.restarts}")
         if self.step_size is not None and self.rel_step_size is not None:
             raise InputError("give step_size or rel_step_size, not both")
+        for step in (self.step_size, self.rel_step_size):
+            _require(step is None or 0 <= step < math.inf, "the step of an attack must be finite and >= 0", step)
+        if self.bn not in ("running", "batch", "update"):
+            raise InputError(f"unknown BatchNorm mode {self.bn!r}", hint="known: running, batch, update")
         if self.loss not in NEEDS_CLEAN:
             raise InputError(f"unknown inner loss {self.loss!r}", hint=f"known: {', '.join(NEEDS_CLEAN)}")
 
@@ -200,6 +225,8 @@ class PGD:
                 loss = inner_loss(self.loss, logits, y, clean).sum()
             return torch.autograd.grad(loss, at)[0], logits.detach()
 
+        if self.freeze_fooled and self.project:
+            x_adv = box(threat.project(x_adv, x))  # a start that fools is returned as it is
         for _ in range(self.steps):
             grad, logits = self.gradient(gradient, x_adv, x, threat, rng)
             moved = self.move(x_adv, grad, x, threat)

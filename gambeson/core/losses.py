@@ -81,6 +81,8 @@ def inner_loss(name: InnerLoss, logits: Tensor, y: Tensor, clean: Tensor | None)
         return margin(logits, y)
     if name == "squared-error":
         return squared_error(logits, one_hot(y, logits))
+    if NEEDS_CLEAN.get(name) and clean is None:
+        raise InputError(f"the inner loss {name!r} needs the clean logits")
     if clean is not None and name == "kl":
         return kl(clean, logits)
     if clean is not None and name == "squared-error-clean":

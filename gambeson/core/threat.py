@@ -95,6 +95,8 @@ class Linf:
                 hint = f"{eps:g} grey levels are eps={eps:g}/255" if 1 < eps <= 255 else None
                 raise InputError(f"eps must be a fraction of the pixel range in (0, 1], got {eps:g}", hint=hint)
             object.__setattr__(self, "eps", eps)
+        else:
+            _check_tensor(self.eps, 1.0)
 
     def with_eps(self, eps: float | Tensor) -> Linf:
         """The same threat with another budget."""
@@ -143,11 +145,13 @@ class L2:
             if not 0 < eps < math.inf:
                 raise InputError(f"eps must be positive and finite, got {eps:g}")
             object.__setattr__(self, "eps", eps)
-        elif self.eps.ndim > 1 and self.eps[0].numel() != 1:
-            raise InputError(
-                f"an L2 budget is one number per example, got a tensor of shape {tuple(self.eps.shape)}",
-                hint="use Linf for budgets per pixel",
-            )
+        else:
+            _check_tensor(self.eps, math.inf)
+            if self.eps.ndim and self.eps[0].numel() != 1:
+                raise InputError(
+                    f"an L2 budget is one number per example, got a tensor of shape {tuple(self.eps.shape)}",
+                    hint="use Linf for budgets per pixel",
+                )
 
     def with_eps(self, eps: float | Tensor) -> L2:
         """The same threat with another budget."""
@@ -185,6 +189,17 @@ def create_threat(norm: str, eps: float | str) -> Linf | L2:
     if norm.lower() == "l2":
         return L2(parse_eps(eps))
     raise InputError(f"unknown norm {norm!r}", hint="known: Linf, L2")
+
+
+def _check_tensor(eps: Tensor, largest: float) -> None:
+    if eps.ndim not in (0, 4):
+        raise InputError(
+            f"a budget per example or pixel has four dimensions, got a tensor of shape {tuple(eps.shape)}",
+            hint="eps.view(-1, 1, 1, 1) is one budget per example",
+        )
+    low, high = float(eps.min()), float(eps.max())
+    if not 0 <= low <= high <= largest or high == math.inf:
+        raise InputError(f"budgets must lie in [0, {largest:g}], got {low:g} to {high:g}")
 
 
 def _as_tensor(eps: float | Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class Loader:
                 f"the batch size must be between 1 and the {len(examples)} training images, got {batch_size}",
                 hint=f"use --batch-size {min(128, len(examples))} or less",
             )
+        if fill not in ("zero", "reflect"):
+            raise InputError(f"unknown fill {fill!r}", hint="known: zero, reflect")
         size = min(examples.x.shape[-2:])
         if pad < 0 or (fill == "reflect" and pad >= size):
             raise InputError(f"a crop padding of {pad} pixels does not fit images of {size} pixels")

@@ -127,7 +127,13 @@ def labelled(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], num_classes: int,
 
 
 def hold_out(
-    examples: Examples, fraction: float, num_classes: int, seed: int, *, class_names: Sequence[str] = ()
+    examples: Examples,
+    fraction: float,
+    num_classes: int,
+    seed: int,
+    *,
+    class_names: Sequence[str] = (),
+    both: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Split positions into a rest and a held-out part with the classes in equal proportion.
 
@@ -164,7 +170,8 @@ def hold_out(
     take = exact.floor().long()
     largest_remainder = torch.argsort(exact - take, descending=True, stable=True)
     take[largest_remainder[: max(round(len(y) * fraction) - int(take.sum()), 0)]] += 1
-    _require_all_classes(counts, take, fraction, class_names)
+    if both:
+        _require_all_classes(counts, take, fraction, class_names)
 
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     order = order[torch.argsort(y[order], stable=True)]  # class by class, shuffled inside

@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            header = _header(file.metadata(), path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         size = path.stat().st_size
@@ -63,14 +63,6 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is not a whole checkpoint ({size:,} bytes): {error}",
             hint="it was truncated or is no safetensors file; use another checkpoint of the run",
         ) from None
-    if "gambeson" not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file, but was not written by gambeson")
-    header = json.loads(metadata["gambeson"])
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}",
-            hint="install the gambeson version that wrote it",
-        )
     return tensors, header
 
 
@@ -129,7 +121,18 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {}).get("gambeson", "{}"))
+            return _header(file.metadata(), path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
+
+
+def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
+    if not metadata or "gambeson" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file, but was not written by gambeson")
+    header: dict[str, Any] = json.loads(metadata["gambeson"])
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}",
+            hint="install the gambeson version that wrote it",
+        )
     return header

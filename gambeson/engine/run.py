@@ -6,11 +6,14 @@ import json
 import os
 import platform
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gambeson.core.errors import RunError
 
@@ -81,7 +84,7 @@ class Run:
             raise RunError(f"{path} is not a run directory (no run.json)", hint="`gambeson runs list` shows the runs")
         try:
             call = json.loads(file.read_text())
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{file} cannot be read: {error}") from None
         if not isinstance(call, dict) or call.get("format") != FORMAT:
             raise RunError(f"{file} has another format than {FORMAT}, which this version reads")
@@ -138,9 +141,32 @@ class Run:
             yield
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
-        """The evaluations by name, oldest first."""
-        files = sorted((self.path / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime)
-        return {file.stem: json.loads(file.read_text()) for file in files}
+        """The evaluations by name, oldest first.
+
+        Raises:
+            RunError: One cannot be read.
+        """
+        found = {}
+        for file in sorted((self.path / "evaluations").glob("*.json"), key=lambda file: file.stat().st_mtime):
+            try:
+                found[file.stem] = json.loads(file.read_text())
+            except (OSError, ValueError) as error:
+                raise RunError(f"{file} cannot be read: {error}", hint="delete it and evaluate again") from None
+        return found
+
+    def outcomes(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
+        """The arrays of an evaluation: `y`, and per attack whether each example was classified correctly.
+
+        Raises:
+            RunError: Missing or damaged. Pickled objects are not read.
+        """
+        file = self.path / "evaluations" / f"{name}.npz"
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(f"{file} cannot be read: {reason}", hint="delete it and evaluate again") from None
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,9 @@ from torch import nn
 
 from gambeson.attacks.pgd import PGD, Uniform, fgsm
 from gambeson.core.streams import Streams
-from gambeson.core.threat import Threat, box
+from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
-from gambeson.evaluation.evaluate import judge
+from gambeson.evaluation.evaluate import judge, returned_images
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Sentinel:
         values = []
         for attack in (fgsm(), PGD(steps=10, rel_step_size=0.25, start=Uniform(), freeze_fooled=True)):
             rng = self.streams.at("sentinel", step, self.probe.x.device)
-            x_adv = box(self.threat.project(attack(model, self.probe, self.threat, rng), self.probe.x))
+            x_adv, _ = returned_images(attack(model, self.probe, self.threat, rng), self.probe.x, self.threat)
             values.append(judge(model, x_adv, self.probe.y, self.num_classes).to(torch.float64).mean().item())
         fast, strong = values
         self.best = max(self.best, strong)

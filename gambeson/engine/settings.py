@@ -66,8 +66,16 @@ class Settings:
         for name in ("epochs", "batch_size", "val_every", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "momentum"):
+        for name, known in (("on_overfitting", ("warn", "stop", "rollback")), ("fill", ("zero", "reflect"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
+        for name in ("pad", "probe_every"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not all(0 <= milestone <= 1 for milestone in self.milestones):
+            raise InputError(f"milestones are fractions of the training in [0, 1], got {self.milestones}")
+        for name in ("lr", "weight_decay", "momentum", "momentum_low"):
             value = getattr(self, name)
-            if not (0 <= value < math.inf) or (name == "momentum" and value >= 1):
+            if not (0 <= value < math.inf) or (name.startswith("momentum") and value >= 1):
                 raise InputError(f"{name} is out of range, got {value:g}")
         learning_rate(self.schedule, 0, 1, self.lr)

@@ -118,6 +118,7 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0
         self.best: dict[str, float] | None = None
         self.rollbacks = 0
+        self.healthy: int | None = None  # step of the last healthy look, whose state a rollback returns to
         self.sentinel, self.probe_every = self._sentinel()
         # Sums since the last line of metrics, and the first step with a loss that is not finite: on the device, no sync
         # per step.
@@ -180,13 +181,22 @@ class Trainer:
             "elapsed": self.elapsed,
             "best": self.best,
             "rollbacks": self.rollbacks,
+            "healthy": self.healthy,
             "sentinel": self.sentinel.state_dict() if self.sentinel else None,
         }
         return tensors, header
 
     def save(self, run: Run, name: str) -> None:
-        """Write the whole state."""
+        """Write the whole state.
+
+        The header of `last` names the healthy state that belongs to it: a resumed run rolls back as the uninterrupted
+        one would. Others are then no longer needed.
+        """
         save_checkpoint(run.checkpoint(name), *self.state())
+        if name == "last":
+            for file in run.checkpoint("healthy").parent.glob("healthy-*.safetensors"):
+                if file != run.checkpoint(f"healthy-{self.healthy}"):
+                    file.unlink()
 
     def save_weights(self, run: Run, name: str) -> None:
         """Write the weights for use: the average where the recipe has one."""
@@ -202,6 +212,8 @@ class Trainer:
                 difference is named.
         """
         tensors, header = load_checkpoint(run.checkpoint("last"))
+        if "trainer/sums" not in tensors:
+            raise CheckpointError(f"{run.checkpoint('last')} holds weights for use, not the state of a training")
         different = [
             f"{key} is {header.get(key)!r} there, {value!r} here"
             for key, value in _jsonable(self._identity()).items()
@@ -211,7 +223,7 @@ class Trainer:
             raise CheckpointError(f"{run.checkpoint('last')} belongs to another training: {'; '.join(different)}")
         self._restore(tensors, header, run)
         self.step, self.elapsed, self.best = header["step"], header["elapsed"], header["best"]
-        self.rollbacks = header["rollbacks"]
+        self.rollbacks, self.healthy = header["rollbacks"], header["healthy"]
         self.sums = tensors["trainer/sums"].to(self.device)
         if self.sentinel:
             self.sentinel.load_state_dict(header["sentinel"])
@@ -323,7 +335,8 @@ class Trainer:
         policy = self.settings.on_overfitting
         if not look.collapsed:
             if policy == "rollback":
-                self.save(run, "healthy")
+                self.healthy = self.step
+                self.save(run, f"healthy-{self.step}")
             return
         if policy == "warn":
             return
@@ -335,10 +348,11 @@ class Trainer:
             self.save(run, "last")
             raise DivergenceError(
                 said + (f", after {ROLLBACKS} rollbacks" if policy == "rollback" else ""),
-                hint="try n-lap or n-fgsm, a larger beta, or a smaller eps; the weights before are in checkpoints/best",
+                hint="try n-lap or n-fgsm, a larger beta, or a smaller eps"
+                + (f"; the best weights before it: {run.checkpoint('best')}" if self.best else ""),
             )
         self.rollbacks += 1
-        self._restore(*load_checkpoint(run.checkpoint("healthy")), run)
+        self._restore(*load_checkpoint(run.checkpoint(f"healthy-{self.healthy}")), run)
         self._emit(run, report, {"event": f"rollback {self.rollbacks} of {ROLLBACKS}"})
 
 

@@ -63,7 +63,8 @@ class Report:
             without attack is wrong under every attack: its clean image is inside the ball.
         y: Labels `(N,)`.
         class_names: One per class.
-        settings: What was run, for the record.
+        settings: What was run, for the record; `failed` counts, by attack, examples for which it returned NaN or
+            infinite pixels (their clean image was judged): then the gradient is broken and the accuracy means little.
     """
 
     outcomes: dict[str, Tensor]
@@ -142,12 +143,18 @@ def evaluate(
     """
     searches = {name: parse_attack(name) for name in dict.fromkeys(["clean", *attacks])}
     check_examples(x, y, num_classes)
-    device = next(model.parameters(), x).device
+    if not isinstance(threat.eps, (int, float)):
+        raise InputError(
+            "an evaluation takes one budget for all examples, got a tensor", hint="evaluate them one by one"
+        )
+    like = next(model.parameters(), torch.empty(0, device=x.device))
+    device = like.device
     streams = Streams(seed)
     outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
+    failed = dict.fromkeys(searches, 0)
     for number, start in enumerate(range(0, len(y), batch_size)):
         part = slice(start, min(start + batch_size, len(y)))
-        images, labels = to_unit(x[part].to(device)), y[part].to(device)
+        images, labels = to_unit(x[part].to(device)).to(like.dtype), y[part].to(device, torch.int64)
         clean = judge(model, images, labels, num_classes)
         standing = clean.nonzero().squeeze(1)
         for name, attack in searches.items():
@@ -156,7 +163,8 @@ def evaluate(
             elif len(standing):
                 batch = Batch(images[standing], labels[standing], standing)
                 x_adv = attack(model, batch, threat, streams.at(f"evaluate/{name}", number, device))
-                x_adv = box(threat.project(x_adv, batch.x))
+                x_adv, returned = returned_images(x_adv, batch.x, threat)
+                failed[name] += len(returned) - int(returned.sum())
                 outcomes[name][start + standing.cpu()] = judge(model, x_adv, batch.y, num_classes).cpu()
             if progress:
                 progress(len(labels))
@@ -166,9 +174,22 @@ def evaluate(
         "eps": float(threat.eps),
         "batch_size": batch_size,
         "seed": seed,
+        "failed": {name: count for name, count in failed.items() if count},
     }
     names = tuple(class_names) if class_names else tuple(str(c) for c in range(num_classes))
     return Report(outcomes, y.cpu(), names, settings)
+
+
+def returned_images(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
+    """What is judged, and for which examples an attack returned an image at all.
+
+    Returns:
+        Images projected onto the ball and clipped, the clean image where the attack's has NaN or infinite pixels; and
+        bool `(N,)`.
+    """
+    x_adv = box(threat.project(x_adv, x))
+    returned = x_adv.isfinite().flatten(1).all(1)
+    return torch.where(returned.view(-1, 1, 1, 1), x_adv, x), returned
 
 
 def judge(model: nn.Module, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
@@ -194,7 +215,9 @@ def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:
     Raises:
         InputError: No images, NaN or infinite pixels, pixels outside [0, 1], labels out of range or not one per image.
     """
-    if x.ndim != 4 or len(x) == 0 or y.shape != x.shape[:1]:
+    if len(x) == 0:
+        raise InputError("there are no examples to evaluate")
+    if x.ndim != 4 or y.shape != x.shape[:1]:
         raise InputError(f"need images (N, C, H, W) and labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}")
     if x.dtype != torch.uint8:
         if not x.is_floating_point():

@@ -19,6 +19,12 @@ def standard(eps: float = 8 / 255, norm: Norm = "Linf") -> Recipe:
     Args:
         eps: Budget of validation and evaluation only; nothing is attacked in training.
         norm: Threat of validation and evaluation.
+
+    References:
+        The usual procedure; here as the baseline that every attack defeats.
+
+    Departures:
+        None.
     """
     return Recipe(threat=create_threat(norm, eps), objective=CrossEntropy("clean"))
 

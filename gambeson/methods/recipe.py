@@ -72,7 +72,8 @@ class Recipe:
         if self.inner in ("joint", "weights-first"):
             if self.weight_perturbation is None or self.attack is None:
                 raise InputError(f"inner={self.inner!r} needs an attack and a weight perturbation")
-            if self.attack.steps != 1 or self.attack.loss != "ce" or not isinstance(self.attack.gradient, Plain):
+            plain = self.attack.loss == "ce" and isinstance(self.attack.gradient, Plain)
+            if not plain or self.attack.steps != 1 or self.attack.restarts != 1:
                 raise InputError(
                     f"inner={self.inner!r} shares one cross-entropy backward: it needs a plain one-step attack"
                 )
@@ -90,19 +91,23 @@ def search(net: nn.Module, batch: Batch, recipe: Recipe, optimizer: Optimizer, r
 
     The model's weights, flags and modes are as before; BatchNorm statistics move as `attack.bn` says.
     """
-    if recipe.attack is None:
-        return Adversary(batch.x, {})
-    perturbation = recipe.weight_perturbation
+    attack, perturbation = recipe.attack, recipe.weight_perturbation
     if perturbation is None or epoch < perturbation.warmup:
-        return Adversary(recipe.attack(net, batch, recipe.threat, rng("attack")), {})
-    inner = {"inputs-first": _inputs_first, "joint": _joint, "weights-first": _weights_first}[recipe.inner]
-    return inner(net, batch, recipe, recipe.attack, perturbation, optimizer, rng)
+        return Adversary(_images(net, batch, recipe, rng), {})
+    if attack is None or recipe.inner == "inputs-first":
+        return _inputs_first(net, batch, recipe, perturbation, optimizer, rng)
+    inner = {"joint": _joint, "weights-first": _weights_first}[recipe.inner]
+    return inner(net, batch, recipe, attack, perturbation, optimizer, rng)
+
+
+def _images(net: nn.Module, batch: Batch, recipe: Recipe, rng: Rng) -> Tensor:
+    return batch.x if recipe.attack is None else recipe.attack(net, batch, recipe.threat, rng("attack"))
 
 
 def _inputs_first(
-    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+    net: nn.Module, batch: Batch, recipe: Recipe, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
 ) -> Adversary:
-    x_adv = attack(net, batch, recipe.threat, rng("attack"))
+    x_adv = _images(net, batch, recipe, rng)
     images, weights = {"clean": batch.x, "adv": x_adv}, layer_weights(net)
     with batch_norm(net, "batch"):  # the release ascends on a copy, whose statistics are thrown away
         logits: dict[str, Tensor] = {view: net(images[view]) for view in dict.fromkeys(recipe.objective.views)}

@@ -194,7 +194,9 @@ def free_at(eps: float = 8 / 255, replays: int = 8) -> Recipe:
         locuslab/fast_adversarial, train_free.py (max. learning rate .04, about 11 passes over the data).
 
     Departures:
-        None known in the step. Not yet reproduced at full size.
+        At the first replay of a batch the release trains on `x + delta` as it is, outside [0, 1] where the last batch's
+        delta leads there (train_free.py); here those images are clipped, as every image is. Not yet reproduced at full
+        size.
     """
     return Recipe(
         threat=Linf(eps),
@@ -218,8 +220,9 @@ def grad_align(eps: float = 8 / 255, weight: float | None = None, alpha: float =
         tml-epfl/understanding-fast-adv-training (max. learning rate .3).
 
     Departures:
-        The coefficient's rule was fitted by the authors for eps up to 16/255 on CIFAR-10; elsewhere give it. Not yet
-        reproduced at full size.
+        The gradient at the clean images is computed again for the penalty instead of taken from the attack: the same
+        values at one more pass; its forward leaves no trace in the BatchNorm statistics. The coefficient's rule was
+        fitted by the authors for eps up to 16/255 on CIFAR-10; elsewhere give it. Not yet reproduced at full size.
     """
     eps = parse_eps(eps)
     lam = 0.02 * math.pow(10, 255 * eps / 8) if weight is None else weight

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gambeson.core.losses import ce
+from gambeson.core.modes import batch_norm
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 
@@ -31,7 +32,8 @@ class GradientAlignment:
 
     def __call__(self, model: nn.Module, batch: Batch, threat: Threat, rng: Generator) -> Tensor:
         """The penalty, a scalar that can be differentiated by the weights (double backward)."""
-        plain = self._gradient(model, batch.x, batch.y, graph=False)
+        with batch_norm(model, "batch"):  # in the release this gradient comes out of the attack's forward
+            plain = self._gradient(model, batch.x, batch.y, graph=False)
         noisy = self._gradient(model, batch.x + threat.sample(batch.x, rng), batch.y, graph=True)
         return self.weight * (1 - torch.nn.functional.cosine_similarity(plain, noisy, dim=1, eps=1e-10).mean())
 

@@ -97,6 +97,13 @@ class WeightPerturbation:
     decay: Literal["perturbed", "restored"] = "perturbed"
 
     def __post_init__(self) -> None:
+        for name, known in (
+            ("direction", ("gradient", "optimizer", "random")),
+            ("norm", ("l2", "linf")),
+            ("decay", ("perturbed", "restored")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
         if self.sign not in (1, -1):
             raise InputError(f"the sign of a weight perturbation is 1 (up the loss) or -1, got {self.sign}")
 
