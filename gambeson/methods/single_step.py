@@ -221,8 +221,9 @@ def grad_align(eps: float = 8 / 255, weight: float | None = None, alpha: float =
 
     Departures:
         The gradient at the clean images is computed again for the penalty instead of taken from the attack: the same
-        values at one more pass; its forward leaves no trace in the BatchNorm statistics. The coefficient's rule was
-        fitted by the authors for eps up to 16/255 on CIFAR-10; elsewhere give it. Not yet reproduced at full size.
+        values at one more pass; its forward leaves no trace in the BatchNorm statistics. The release leaves examples
+        whose gradient is exactly zero out of the mean; here they count as unaligned. The coefficient's rule was fitted
+        by the authors for eps up to 16/255 on CIFAR-10; elsewhere give it. Not yet reproduced at full size.
     """
     eps = parse_eps(eps)
     lam = 0.02 * math.pow(10, 255 * eps / 8) if weight is None else weight

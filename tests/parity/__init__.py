@@ -1,0 +1,1 @@
+"""Parity: formulas transcribed from the specifications, in plain PyTorch, against the library."""
