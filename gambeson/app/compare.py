@@ -12,7 +12,7 @@ import numpy as np
 from gambeson.app.build import open_run
 from gambeson.core.errors import CheckpointError, RunError
 from gambeson.engine.checkpoint import read_header
-from gambeson.engine.run import Run
+from gambeson.engine.run import Run, flat
 from gambeson.evaluation import mcnemar
 
 
@@ -47,9 +47,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         `runs` (names), `settings` (differing ones, a value per run), `accuracy` (`"best pgd-50"` and so on, an interval
         or None per run) and `paired` (one entry per pair and attack that both have on the same examples).
     """
-    flat = [_flat(_settings(run.call)) for run in runs]
-    keys = list(dict.fromkeys(key for one in flat for key in one))
-    settings = {key: [one.get(key) for one in flat] for key in keys}
+    tables = [flat(_settings(run.call)) for run in runs]
+    keys = list(dict.fromkeys(key for one in tables for key in one))
+    settings = {key: [one.get(key) for one in tables] for key in keys}
     outcomes = [_outcomes(run) for run in runs]
     attacks = list(dict.fromkeys(key for one in outcomes for key in one))
     paired = []
@@ -99,16 +99,6 @@ def _scores(run: Run) -> dict[str, str | None]:
 
 def _settings(call: dict[str, Any]) -> dict[str, Any]:
     return {key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "versions")}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _outcomes(run: Run) -> dict[str, dict[str, Any]]:

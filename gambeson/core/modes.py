@@ -86,6 +86,8 @@ def replay_statistics(
     with torch.no_grad():
         modules = [m for m in batch_norms(model) if m.running_mean is not None]
         for m, old, new in zip(modules, before, after, strict=True):
+            if not m.training:
+                continue
             if m.momentum is None:
                 raise InputError(
                     "cannot replay cumulative BatchNorm statistics (momentum=None)", hint="give the layer a momentum"

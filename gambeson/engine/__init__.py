@@ -6,12 +6,13 @@ from gambeson.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from gambeson.engine.checkpoint import load_checkpoint, save_checkpoint
+    from gambeson.engine.interruption import Interrupted
     from gambeson.engine.optim import learning_rate
     from gambeson.engine.run import Run
     from gambeson.engine.sentinel import Sentinel
     from gambeson.engine.settings import Settings
     from gambeson.engine.step import robust_step
-    from gambeson.engine.trainer import Interrupted, Trainer
+    from gambeson.engine.trainer import Trainer
 
 __all__ = [
     "Interrupted",
@@ -28,7 +29,7 @@ __all__ = [
 __getattr__ = lazy_exports(
     __name__,
     {
-        "Interrupted": "gambeson.engine.trainer",
+        "Interrupted": "gambeson.engine.interruption",
         "Run": "gambeson.engine.run",
         "Sentinel": "gambeson.engine.sentinel",
         "Settings": "gambeson.engine.settings",

@@ -7,7 +7,7 @@ import os
 import platform
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -178,6 +178,19 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A table of tables as one table.
+
+    Examples:
+        >>> flat({"settings": {"lr": 0.1}, "seed": 0})
+        {'settings.lr': 0.1, 'seed': 0}
+    """
+    result: dict[str, Any] = {}
+    for key, value in table.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
 
 
 def write_json(path: Path, content: Any) -> None:

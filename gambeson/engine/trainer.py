@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -28,9 +25,10 @@ from gambeson.engine.checkpoint import (
     save_checkpoint,
     section,
 )
+from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
 from gambeson.engine.precision import Bfloat16Forward
-from gambeson.engine.run import Run
+from gambeson.engine.run import Run, flat
 from gambeson.engine.sentinel import Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.step import robust_step
@@ -41,19 +39,6 @@ from gambeson.parts.state import AveragedWeights
 Listener = Callable[[dict[str, Any]], None]
 ROLLBACKS = 3
 """Rollbacks before a run gives up."""
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
-    """Training stopped on a signal, after saving.
-
-    Attributes:
-        signum: The signal.
-        step: Steps done and saved.
-    """
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.signum, self.step = signum, step
 
 
 class Trainer:
@@ -145,7 +130,7 @@ class Trainer:
         report = listen or (lambda row: None)
         deterministic = self.settings.deterministic
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic)
-        with run.locked(), torch.random.fork_rng(), cudnn, _signals() as caught:
+        with run.locked(), torch.random.fork_rng(), cudnn, signals() as caught:
             began = time.monotonic() - self.elapsed
             if self.step == 0:
                 self.save(run, "last")
@@ -214,10 +199,12 @@ class Trainer:
         tensors, header = load_checkpoint(run.checkpoint("last"))
         if "trainer/sums" not in tensors:
             raise CheckpointError(f"{run.checkpoint('last')} holds weights for use, not the state of a training")
+        here = flat(json.loads(json.dumps(self._identity())))
+        there = flat({key: header.get(key) for key in self._identity()})
         different = [
-            f"{key} is {header.get(key)!r} there, {value!r} here"
-            for key, value in _jsonable(self._identity()).items()
-            if header.get(key) != value
+            f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
+            for key in sorted({*here, *there})
+            if there.get(key) != here.get(key)
         ]
         if different:
             raise CheckpointError(f"{run.checkpoint('last')} belongs to another training: {'; '.join(different)}")
@@ -335,6 +322,7 @@ class Trainer:
         policy = self.settings.on_overfitting
         if not look.collapsed:
             if policy == "rollback":
+                self._check_finite(run)
                 self.healthy = self.step
                 self.save(run, f"healthy-{self.step}")
             return
@@ -345,7 +333,6 @@ class Trainer:
             " probe batch"
         )
         if policy == "stop" or self.rollbacks == ROLLBACKS:
-            self.save(run, "last")
             raise DivergenceError(
                 said + (f", after {ROLLBACKS} rollbacks" if policy == "rollback" else ""),
                 hint="try n-lap or n-fgsm, a larger beta, or a smaller eps"
@@ -354,31 +341,3 @@ class Trainer:
         self.rollbacks += 1
         self._restore(*load_checkpoint(run.checkpoint(f"healthy-{self.healthy}")), run)
         self._emit(run, report, {"event": f"rollback {self.rollbacks} of {ROLLBACKS}"})
-
-
-def _jsonable(value: dict[str, Any]) -> dict[str, Any]:
-
-    result: dict[str, Any] = json.loads(json.dumps(value))
-    return result
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once. Main thread only."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    old = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def remember(signum: int, frame: Any) -> None:
-        caught.append(signum)
-        signal.signal(signum, old[signal.Signals(signum)])
-
-    for s in old:
-        signal.signal(s, remember)
-    try:
-        yield caught
-    finally:
-        for s, handler in old.items():
-            signal.signal(s, handler)

@@ -143,6 +143,10 @@ def evaluate(
     """
     searches = {name: parse_attack(name) for name in dict.fromkeys(["clean", *attacks])}
     check_examples(x, y, num_classes)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if class_names and len(class_names) != num_classes:
+        raise InputError(f"need one name for each of the {num_classes} classes, got {len(class_names)}")
     if not isinstance(threat.eps, (int, float)):
         raise InputError(
             "an evaluation takes one budget for all examples, got a tensor", hint="evaluate them one by one"

@@ -1,0 +1,95 @@
+"""What the command-line tests share: one call of the command, its error form, and damage to files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+FAST = ("--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean,fgsm", "--device", "cpu")
+"""A run of two steps."""
+
+COMMAND = (sys.executable, "-m", "gambeson")
+ENV = {**{k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}, "OMP_NUM_THREADS": "1"}
+"""The environment of child processes: one thread, and a buffered standard output as users have it."""
+
+
+class Result(NamedTuple):
+    """What a call of the command gave."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+def assert_error(result: Result, code: int, *fragments: str) -> None:
+    """The call failed in the agreed form: a sentence, at most one line of hint, no traceback, nothing on stdout."""
+    assert result.code == code, result
+    assert result.err.startswith("gambeson: "), result.err
+    assert "Traceback" not in result.err
+    assert result.out == ""
+    lines = result.err.rstrip("\n").split("\n")
+    assert len(lines) == 1 or (len(lines) == 2 and lines[1].startswith("hint: ")), result.err
+    assert " hint: " not in lines[0], result.err
+    for fragment in fragments:
+        assert fragment in result.err
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Digest of every file below a folder, by relative path; folders too."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def header_of(file: Path) -> dict[str, Any]:
+    """The JSON header of a checkpoint."""
+    with safe_open(file, "pt") as opened:
+        header: dict[str, Any] = json.loads(opened.metadata()["gambeson"])
+    return header
+
+
+def edit_header(file: Path, **changes: Any) -> None:
+    """Rewrite a checkpoint with another header."""
+    header = {**header_of(file), **changes}
+    save_file(load_file(file), file, metadata={"gambeson": json.dumps(header)})
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
+    found: dict[str, Tensor] = load_file(file)
+    return found
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """The metrics without the only field that may differ between equal runs."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+class Touch:
+    """Unpickling it makes a file: evidence that a pickle was executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def bomb(evidence: Path) -> bytes:
+    """A pickle that makes the file `evidence` when it is executed."""
+    return pickle.dumps(Touch(evidence))

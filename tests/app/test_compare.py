@@ -1,0 +1,223 @@
+"""Runs side by side, and what is said of damaged ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.helpers import Cli, assert_error, bomb, fingerprint
+from gambeson.app.compare import compare, overview
+from gambeson.engine.run import Run
+
+Finished = Callable[[str], Path]
+
+
+def change(run: Path, **settings: object) -> None:
+    file = run / "run.json"
+    call = json.loads(file.read_text())
+    call["settings"].update(settings)
+    file.write_text(json.dumps(call))
+
+
+def outcomes(run: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
+    file = run / "evaluations" / f"{name}.npz"
+    with np.load(file, allow_pickle=False) as found:
+        return file, dict(found)
+
+
+def test_a_run_does_not_differ_from_itself(trained: Path) -> None:
+    found = compare([Run.open(trained), Run.open(trained)])
+
+    assert found["settings"] == {}
+    assert list(found["accuracy"]) == ["best clean", "best fgsm Linf 0.2", "final clean", "final fgsm Linf 0.2"]
+    assert [row["p"] for row in found["paired"]] == [1.0] * 4
+    assert {row["n"] for row in found["paired"]} == {50}
+
+
+def test_only_differing_settings_are_shown(finished: Finished, cli: Cli) -> None:
+    change(finished("one"))
+    change(finished("two"), seed=1, lr=0.25)
+    result = cli("runs", "compare", "one", "two")
+
+    assert result.code == 0
+    assert compare([Run.open(Path("one")), Run.open(Path("two"))])["settings"] == {
+        "settings.seed": [0, 1],
+        "settings.lr": [0.1, 0.25],
+    }
+    assert "settings.seed" in result.out
+    assert "settings.epochs" not in result.out
+    assert result.out.count("one and two not significantly different on the same 50 examples (McNemar p = 1;") == 4
+
+
+def test_a_difference_is_tested_on_the_same_examples(finished: Finished, cli: Cli) -> None:
+    """12 examples right in the second only: p = 2 * 2^-12."""
+    one, two = finished("one"), finished("two")
+    for run, right in ((one, 0), (two, 12)):
+        file, arrays = outcomes(run, "best-test-fgsm-1")
+        arrays["fgsm"][:] = False
+        arrays["fgsm"][:right] = True
+        np.savez(file, **arrays)
+    pair = next(r for r in compare([Run.open(one), Run.open(two)])["paired"] if r["key"] == "best fgsm Linf 0.2")
+    out = cli("runs", "compare", "one", "two").out
+
+    assert (pair["only_a"], pair["only_b"], pair["n"]) == (0, 12, 50)
+    assert pair["p"] == pytest.approx(2 * 0.5**12)
+    assert "best fgsm Linf 0.2: one and two differ on the same 50 examples (McNemar p = 0.00049;" in out
+
+
+def test_other_examples_are_not_paired(finished: Finished, cli: Cli) -> None:
+    finished("one")
+    file, arrays = outcomes(finished("two"), "best-test-fgsm-1")
+    np.savez(file, **{key: value[:40] for key, value in arrays.items()})
+    out = cli("runs", "compare", "one", "two").out
+
+    assert "best clean:" not in out
+    assert "final clean: one and two not significantly different" in out
+
+
+def test_three_runs_give_three_pairs_and_json(finished: Finished, cli: Cli) -> None:
+    for name in ("a", "b", "c"):
+        finished(name)
+    found = json.loads(cli("runs", "compare", "a", "b", "c", "--json").out)
+
+    assert found["runs"] == ["a", "b", "c"]
+    assert [(r["a"], r["b"]) for r in found["paired"] if r["key"] == "final clean"] == [
+        ("a", "b"),
+        ("a", "c"),
+        ("b", "c"),
+    ]
+
+
+def test_the_newest_evaluation_counts(finished: Finished, cli: Cli) -> None:
+    finished("r")
+    assert cli("evaluate", "r", "--attack", "fgsm", "--test-size", "60").code == 0
+    found = compare([Run.open(Path("r"))])
+
+    assert found["accuracy"]["best clean"][0]["n"] == 60
+    assert found["accuracy"]["final clean"][0]["n"] == 50
+
+
+@pytest.mark.parametrize("args", [[], ["one"]])
+def test_compare_needs_two_runs(args: list[str], cli: Cli, finished: Finished) -> None:
+    finished("one")
+    assert_error(cli("runs", "compare", *args), 2, "at least two runs")
+
+
+def test_compare_with_nothing(cli: Cli, finished: Finished) -> None:
+    finished("one")
+    assert_error(cli("runs", "compare", "one", "none"), 1, "none is not a run directory")
+
+
+@pytest.mark.parametrize("damage", ["pickle", "gone", "truncated", "json"])
+def test_a_damaged_evaluation_is_named(damage: str, cli: Cli, finished: Finished) -> None:
+    finished("one")
+    file = finished("two") / "evaluations/best-test-fgsm-1.npz"
+    if damage == "pickle":
+        file.write_bytes(bomb(Path("evil").absolute()))
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:100])
+    else:
+        file = file.with_suffix(".json")
+        file.write_text("{")
+    result = cli("runs", "compare", "one", "two")
+
+    assert not Path("evil").exists()
+    assert_error(result, 1, str(file))
+
+
+def test_a_pickle_among_the_outcomes_is_not_executed(finished: Finished) -> None:
+    run = finished("r")
+    (run / "evaluations/best-test-fgsm-1.npz").write_bytes(bomb(Path("evil").absolute()))
+    with pytest.raises(Exception, match="pickle"):
+        compare([Run.open(run), Run.open(run)])
+
+    assert not Path("evil").exists()
+
+
+# runs list
+
+
+def test_the_overview_has_a_row_per_run(finished: Finished, cli: Cli) -> None:
+    for name in ("runs/b", "runs/a"):
+        finished(name)
+    Path("runs/empty").mkdir()
+    Path("runs/notes.txt").write_text("no run")
+    result = cli("runs", "list")
+    rows = json.loads(cli("runs", "list", "--json").out)
+    evaluation = json.loads(Path("runs/a/evaluations/best-test-fgsm-1.json").read_text())
+
+    assert result.code == 0
+    assert [row["run"] for row in rows] == ["runs/a", "runs/b"]
+    assert (rows[0]["method"], rows[0]["data"], rows[0]["model"], rows[0]["state"]) == (
+        "n-lap",
+        "digits",
+        "small-cnn",
+        "done",
+    )
+    assert rows[0]["test worst"] == f"{100 * evaluation['worst']['value']:.1f}"
+    assert "runs/a   n-lap    digits   done" in result.out
+    assert "empty" not in result.out
+
+
+def test_an_empty_folder_says_how_to_begin(here: Path, cli: Cli) -> None:
+    Path("runs").mkdir()
+    result = cli("runs", "list")
+
+    assert (result.code, result.err) == (0, "")
+    assert "no runs in runs; start one with" in result.out
+    assert json.loads(cli("runs", "list", "--json").out) == []
+
+
+def test_a_run_in_the_middle_shows_its_step(finished: Finished) -> None:
+    run = finished("runs/r")
+    (run / "checkpoints/final.safetensors").unlink()
+    assert overview(Path("runs"))[0]["state"] == "step 2"
+    (run / "checkpoints/last.safetensors").unlink()
+    assert overview(Path("runs"))[0]["state"] == "not begun"
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("run.json", b'{"format": 1, '),
+        ("run.json", b'{"format": 1}'),
+        ("run.json", b'{"format": 2}'),
+        ("run.json", b"[]"),
+        ("evaluations/best-test-fgsm-1.json", b"{"),
+        ("evaluations/best-test-fgsm-1.json", b"{}"),
+        ("run.json", b"\xff\xfe"),
+        ("run.json", b'{"format": 1, "method": "n-lap"}'),
+        pytest.param(
+            "metrics.jsonl", b"3\n", marks=pytest.mark.xfail(strict=True, reason="compare.py:_scores: TypeError")
+        ),
+        ("metrics.jsonl", b"\xff\xfe\n"),
+        ("checkpoints/last.safetensors", b"cut"),
+    ],
+)
+def test_a_damaged_run_is_shown_as_damaged_beside_the_others(
+    file: str, content: bytes, finished: Finished, cli: Cli
+) -> None:
+    finished("runs/fine")
+    run = finished("runs/bad")
+    (run / "checkpoints/final.safetensors").unlink()
+    (run / file).write_bytes(content)
+    before = fingerprint(Path("runs"))
+    result = cli("runs", "list")
+
+    assert result.code == 0
+    assert {row["run"]: row["state"] for row in overview(Path("runs"))} == {"runs/bad": "damaged", "runs/fine": "done"}
+    assert fingerprint(Path("runs")) == before
+
+
+def test_a_cut_off_line_of_metrics_is_no_damage(finished: Finished) -> None:
+    run = finished("runs/r")
+    with open(run / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 3, "val/pgd10')
+
+    assert overview(Path("runs"))[0]["state"] == "done"

@@ -1,0 +1,78 @@
+"""What all tests share: one thread per worker, reproducible hypothesis, and small models and data made on demand."""
+
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gambeson.core.types import Batch, Task
+from gambeson.data.splits import Examples
+
+hypothesis.settings.register_profile("gambeson", deadline=None, max_examples=25, derandomize=True, database=None)
+hypothesis.settings.load_profile("gambeson")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_task() -> Task:
+    """Three classes of 8x8 grey images."""
+    return Task(num_classes=3, channels=1, size=8, mean=(0.5,), std=(0.25,))
+
+
+@pytest.fixture(scope="session")
+def tiny_net() -> Callable[..., nn.Sequential]:
+    """Builds a convolution with BatchNorm and a linear layer for `tiny_task`, from a seed."""
+
+    def build(seed: int = 0) -> nn.Sequential:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Conv2d(1, 4, 3, padding=1, bias=False),
+                nn.BatchNorm2d(4),
+                nn.Softplus(),
+                nn.Flatten(),
+                nn.Linear(256, 3),
+            )
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_batch() -> Callable[..., Batch]:
+    """Builds `n` random images of `tiny_task`, from a seed."""
+
+    def build(n: int = 6, seed: int = 0) -> Batch:
+        rng = torch.Generator().manual_seed(seed)
+        x = torch.rand((n, 1, 8, 8), generator=rng)
+        return Batch(x, torch.randint(0, 3, (n,), generator=rng), torch.arange(n))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_examples() -> Callable[..., Examples]:
+    """Builds a learnable set for `tiny_task`: the class is the bright third of the image."""
+
+    def build(n: int = 24, seed: int = 0) -> Examples:
+        rng = torch.Generator().manual_seed(seed)
+        y = torch.arange(n) % 3
+        x = torch.randint(0, 100, (n, 1, 8, 8), generator=rng)
+        for i in range(n):
+            x[i, :, :, 3 * int(y[i]) : 3 * int(y[i]) + 2] += 150
+        return Examples(x.to(torch.uint8), y)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def generator() -> Callable[[int], torch.Generator]:
+    """Builds a CPU generator from a seed."""
+    return lambda seed: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def snapshot() -> Callable[[nn.Module], dict[str, Tensor]]:
+    """Copies the parameters and buffers of a module."""
+    return lambda module: {name: t.detach().clone() for name, t in module.state_dict().items()}

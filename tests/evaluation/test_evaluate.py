@@ -1,0 +1,304 @@
+import json
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gambeson.attacks import PGD, Uniform
+from gambeson.core.errors import InputError
+from gambeson.core.streams import Streams
+from gambeson.core.threat import L2, Linf, Threat
+from gambeson.core.types import Batch
+from gambeson.data.loader import to_unit
+from gambeson.data.splits import Examples
+from gambeson.evaluation import ATTACKS, Report, evaluate, parse_attack, wilson
+
+Net = Callable[..., nn.Sequential]
+Data = Callable[..., Examples]
+Snapshot = Callable[[nn.Module], dict[str, Tensor]]
+EPS = 0.1
+module = import_module("gambeson.evaluation.evaluate")  # the package's attribute of this name is the function
+
+
+class Threshold(nn.Module):
+    """Class 1 where the first pixel is above 1/2; every other pixel is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(10.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.slope * (x[:, 0, 0, 0] - 0.5)
+        return torch.stack([-z, z], 1)
+
+
+def pixels(*values: float) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+
+
+# Distances from the threshold 0.5: wrong, and right by 0.02, 0.2 and 0.3.
+X, Y = pixels(0.4, 0.52, 0.7, 0.2), torch.tensor([1, 1, 1, 0])
+
+
+def threshold(attacks: list[str], x: Tensor = X, y: Tensor = Y, **settings: Any) -> Report:
+    return evaluate(Threshold(), x, y, attacks, Linf(EPS), num_classes=2, **settings)
+
+
+def test_the_outcomes_on_a_model_whose_worst_case_is_known() -> None:
+    report = threshold(["fgsm", "pgd-10", "pgd-5-2"])
+    assert list(report.outcomes) == ["clean", "fgsm", "pgd-10", "pgd-5-2"]
+    assert report.outcomes["clean"].tolist() == [False, True, True, True]
+    for name in ("fgsm", "pgd-10", "pgd-5-2"):
+        assert report.outcomes[name].tolist() == [False, False, True, True]
+    assert report.accuracy("clean") == wilson(3, 4)
+    assert report.worst() == report.accuracy("fgsm") == wilson(2, 4)
+    assert report.per_class("clean") == [wilson(1, 1), wilson(2, 3)]
+
+
+def test_the_clean_outcome_comes_first_and_always_and_names_are_not_repeated() -> None:
+    assert list(threshold([]).outcomes) == ["clean"]
+    assert list(threshold(["fgsm", "clean", "fgsm"]).outcomes) == ["clean", "fgsm"]
+
+
+def cheat(move: Callable[[Tensor], Tensor]) -> Callable[[str], Any]:
+    def attack(model: nn.Module, batch: Batch, threat: Threat, rng: torch.Generator) -> Tensor:
+        return move(batch.x)
+
+    return lambda name: None if name == "clean" else attack
+
+
+@pytest.mark.parametrize(
+    "move", [lambda x: 1 - x, lambda x: torch.full_like(x, -5.0), lambda x: torch.full_like(x, 7.0)]
+)
+@pytest.mark.parametrize("threat", [Linf(EPS), L2(0.15)])
+def test_an_attack_that_leaves_the_ball_does_not_win(
+    threat: Threat, move: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "parse_attack", cheat(move))
+    report = evaluate(Threshold(), X, Y, ["cheat"], threat, num_classes=2)
+    assert report.outcomes["cheat"].tolist()[2:] == [True, True]  # further than the ball from the threshold
+    assert not report.outcomes["cheat"][0]
+
+
+def test_an_attack_outside_the_box_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Outside(Threshold):
+        """Wrong on images that are none."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            valid = ((x >= 0) & (x <= 1)).flatten(1).all(1, keepdim=True)
+            return torch.where(valid, super().forward(x), -super().forward(x))
+
+    monkeypatch.setattr(module, "parse_attack", cheat(lambda x: x + 0.05))
+    report = evaluate(Outside(), pixels(0.99, 0.97), torch.tensor([1, 1]), ["cheat"], Linf(EPS), num_classes=2)
+    assert report.outcomes["cheat"].all()
+
+
+@pytest.mark.parametrize(("threat", "factor"), [(Linf(EPS), torch.nan), (L2(0.01), torch.nan), (L2(0.01), torch.inf)])
+def test_an_attack_that_returns_no_images_does_not_win(
+    threat: Threat, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "parse_attack", cheat(lambda x: x * factor))
+    report = evaluate(Threshold(), X, Y, ["cheat"], threat, num_classes=2)
+    assert torch.equal(report.outcomes["cheat"], report.outcomes["clean"])
+    assert report.settings["failed"] == {"cheat": 3}  # the fourth is wrong without attack
+
+
+def test_an_infinite_perturbation_is_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "parse_attack", cheat(lambda x: x * -torch.inf))
+    report = threshold(["cheat"])
+    assert report.outcomes["cheat"].tolist() == [False, False, True, True]
+    assert report.settings["failed"] == {}
+
+
+def test_a_nan_gradient_does_not_make_a_robust_model_look_broken() -> None:
+    class Rooted(Threshold):
+        """The gradient of sqrt at 0 is infinite, times zero is NaN; the logits are those of `Threshold`."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            nothing = torch.sqrt(0 * x[:, 0, 0, 0])
+            return super().forward(x) + nothing[:, None]
+
+    report = evaluate(Rooted(), X, Y, ["pgd-3"], L2(1e-3), num_classes=2)
+    assert report.outcomes["clean"].tolist() == report.outcomes["pgd-3"].tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_wrong(value: float) -> None:
+    class Broken(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            z = super().forward(x)
+            z[:, 1 if value > 0 else 0] = value  # the right class still has the largest logit
+            return z
+
+    assert not evaluate(Broken(), X[1:3], Y[1:3], ["fgsm"], Linf(EPS), num_classes=2).outcomes["clean"].any()
+
+
+def test_clean_mistakes_are_mistakes_under_every_attack_and_are_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def attack(model: nn.Module, batch: Batch, threat: Threat, rng: torch.Generator) -> Tensor:
+        seen.append(batch.index.tolist())
+        return batch.x + 0.1  # would put the first image right
+
+    monkeypatch.setattr(module, "parse_attack", lambda name: None if name == "clean" else attack)
+    assert threshold(["kind"]).outcomes["kind"].tolist() == [False, True, True, True]
+    assert seen == [[1, 2, 3]]
+
+
+def test_attacked_images_are_found_again_across_batches(tiny_net: Net, tiny_examples: Data) -> None:
+    net, data = tiny_net().eval(), tiny_examples(23)
+    with torch.no_grad():
+        y = net(to_unit(data.x)).argmax(1)
+    y[::4] = (y[::4] + 1) % 3  # some clean mistakes in every batch
+    report = evaluate(net, data.x, y, ["fgsm"], Linf(0.2), num_classes=3, batch_size=7)
+    expected = []
+    for i in range(23):
+        alone = evaluate(net, data.x[i : i + 1], y[i : i + 1], ["fgsm"], Linf(0.2), num_classes=3)
+        expected.append(bool(alone.outcomes["fgsm"]))
+    assert report.outcomes["fgsm"].tolist() == expected
+    assert 0 < sum(expected) < int(report.outcomes["clean"].sum())
+
+
+def test_the_same_call_gives_the_same_report_and_the_seed_matters() -> None:
+    x, y = pixels(*torch.linspace(0.5, 0.6, 50).tolist()), torch.ones(50, dtype=torch.int64)
+
+    def outcome(seed: int) -> list[bool]:
+        torch.manual_seed(seed + 100)  # the global generator plays no part
+        return threshold(["pgd-1"], x, y, batch_size=20, seed=seed).outcomes["pgd-1"].tolist()
+
+    assert outcome(0) == outcome(0)
+    assert len({tuple(outcome(seed)) for seed in range(5)}) > 1
+
+
+def test_an_attack_does_not_depend_on_which_others_run() -> None:
+    together, alone = threshold(["fgsm", "pgd-3", "pgd-2"]), threshold(["pgd-2"])
+    assert torch.equal(together.outcomes["pgd-2"], alone.outcomes["pgd-2"])
+
+
+def test_random_starts_are_addressed_by_attack_and_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+
+    def attack(model: nn.Module, batch: Batch, threat: Threat, rng: torch.Generator) -> Tensor:
+        seeds.append(rng.initial_seed())
+        return batch.x
+
+    monkeypatch.setattr(module, "parse_attack", lambda name: None if name == "clean" else attack)
+    threshold(["a", "b"], batch_size=2, seed=3)
+    streams = Streams(3)
+    assert seeds == [streams.number(f"evaluate/{name}", k) for k in range(2) for name in "ab"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_judged_in_evaluation_mode_and_comes_back_as_it_was(
+    training: bool, tiny_net: Net, tiny_examples: Data, snapshot: Snapshot
+) -> None:
+    net, data = tiny_net().train(training), tiny_examples()
+    net[1].train(not training)
+    before, modes = snapshot(net), [m.training for m in net.modules()]
+    report = evaluate(net, data.x, data.y, ["pgd-2"], Linf(EPS), num_classes=3)
+    assert [m.training for m in net.modules()] == modes
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    with torch.no_grad():
+        assert torch.equal(report.outcomes["clean"], net.eval()(to_unit(data.x)).argmax(1) == data.y)
+
+
+def test_bytes_and_fractions_are_the_same_images(tiny_net: Net, tiny_examples: Data) -> None:
+    net, data = tiny_net(), tiny_examples()
+    a, b = (evaluate(net, x, data.y, ["fgsm"], Linf(0.02), num_classes=3) for x in (data.x, data.x / 255))
+    assert all(torch.equal(a.outcomes[name], b.outcomes[name]) for name in a.outcomes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_images_of_another_float_type_are_evaluated(dtype: torch.dtype, tiny_net: Net, tiny_examples: Data) -> None:
+    data = tiny_examples()
+    evaluate(tiny_net(), (data.x / 255).to(dtype), data.y, ["fgsm"], Linf(0.02), num_classes=3)
+
+
+def test_labels_of_another_integer_type_are_evaluated() -> None:
+    assert threshold(["fgsm"], y=Y.to(torch.int32)).outcomes["fgsm"].tolist() == [False, False, True, True]
+
+
+def test_a_budget_per_example_is_evaluated_or_refused_before_any_work() -> None:
+    done: list[int] = []
+    threat = Linf(torch.full((4, 1, 1, 1), EPS))
+    try:
+        evaluate(Threshold(), X, Y, ["fgsm"], threat, num_classes=2, progress=done.append)
+    except InputError:
+        assert not done
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (pixels(0.1, float("nan"), float("inf")), Y[:3], "2 images have NaN or infinite pixels, the first is number 1"),
+        (pixels(-0.2, 0.5), Y[:2], r"must lie in \[0, 1\], got values from -0.2 to 0.5\n.*unnormalised"),
+        (pixels(0.0, 255.0), Y[:2], r"got values from 0 to 255\nhint: divide by 255"),
+        (X, torch.tensor([0, 1, 2, 0]), r"labels must be integers in \[0, 2\), got .* from 0 to 2"),
+        (X, torch.tensor([0, 1, -1, 0]), r"labels must be integers in \[0, 2\)"),
+        (X, Y.float(), "labels must be integers"),
+        (X, Y[:3], r"need images \(N, C, H, W\) and labels \(N,\), got \(4, 1, 2, 2\) and \(3,\)"),
+        (X[:, 0], Y, "need images"),
+        (X[:0], Y[:0], "no examples to evaluate"),
+        (X.to(torch.int64), Y, "uint8 or float, got torch.int64"),
+    ],
+)
+def test_bad_examples_are_refused_before_any_work(x: Tensor, y: Tensor, message: str) -> None:
+    class Untouched(Threshold):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the model was run")
+
+    with pytest.raises(InputError, match=message):
+        evaluate(Untouched(), x, y, ["fgsm"], Linf(EPS), num_classes=2)
+
+
+def test_a_model_for_another_number_of_classes_is_refused() -> None:
+    with pytest.raises(InputError, match=r"logits of shape \(4, 5\), got \(4, 2\)\n.*another number of classes"):
+        evaluate(Threshold(), X, Y, [], Linf(EPS), num_classes=5)
+
+
+def test_an_unknown_attack_is_refused_before_any_work() -> None:
+    with pytest.raises(InputError, match="unknown attack 'pdg'"):
+        threshold(["fgsm", "pdg"], x=X * 100)
+
+
+def test_attack_names() -> None:
+    assert parse_attack("clean") is None
+    assert parse_attack(" FGSM ").steps == 1  # type: ignore[union-attr]
+    expected = PGD(steps=50, rel_step_size=0.25, start=Uniform(), restarts=10, freeze_fooled=True)
+    assert parse_attack("pgd-50-10") == expected
+    assert parse_attack("pgd-7") == PGD(steps=7, rel_step_size=0.25, start=Uniform(), freeze_fooled=True)
+    assert set(ATTACKS) == {"clean", "fgsm", "pgd-K", "pgd-K-R"}
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd-10-0", "pgd-1-2-3", "pgd-x", "pgd--1", "", "cw"])
+def test_other_attack_names_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match="unknown attack") as error:
+        parse_attack(name)
+    assert "pgd-50-10" in str(error.value.hint)
+
+
+def test_progress_counts_every_image_once_per_attack() -> None:
+    done: list[int] = []
+    threshold(["fgsm"], batch_size=3, progress=done.append)
+    assert done == [3, 3, 1, 1]
+
+
+def test_a_class_without_examples_has_no_accuracy() -> None:
+    report = evaluate(Threshold(), X[1:3], Y[1:3], [], Linf(EPS), num_classes=2, class_names=["dark", "bright"])
+    assert report.per_class("clean") == [None, wilson(2, 2)]
+    assert report.to_dict()["per_class"]["clean"]["dark"] is None
+
+
+def test_a_report_goes_into_json_and_back() -> None:
+    report = threshold(["fgsm"], class_names=["dark", "bright"], seed=5)
+    found = json.loads(json.dumps(report.to_dict()))
+    assert found["n"] == 4
+    assert (found["attacks"], found["norm"], found["eps"], found["seed"]) == (["clean", "fgsm"], "Linf", EPS, 5)
+    assert found["accuracy"]["fgsm"]["value"] == 0.5
+    assert found["worst"] == vars(report.worst())
+    assert found["per_class"]["clean"]["bright"]["n"] == 3
+    assert np.isclose(found["per_class"]["clean"]["bright"]["value"], 2 / 3)
