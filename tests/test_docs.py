@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gambeson.app.commands import _train_flags, find_recipe, train_parser
+from gambeson.app.recipes import find_recipe
 from gambeson.app.parsing import peek, split_words
+from gambeson.app.training import train_flags, train_parser
 from gambeson.methods import method
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ STORIES = [
 
 
 def understood(words):
-    (word,), rest = split_words(words, _train_flags())
+    (word,), rest = split_words(words, train_flags())
     name, function = method(word)
     parser, _ = train_parser(name, function, peek(words, "data") or "digits")
     return parser.parse(rest)

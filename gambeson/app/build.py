@@ -29,10 +29,10 @@ def device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
+        raise InputError(f"unknown device {name!r}", hint="use auto, cpu, cuda, cuda:N or mps")
     try:
         found = torch.device(name)
-        if found.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("gambeson trains on cpu, cuda and mps")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -50,7 +50,8 @@ def open_run(path: Path) -> Run:
     """
     run = Run.open(path)
     tables = ("method", "data", "model", "settings")
-    missing = [key for key in tables if not isinstance(run.call.get(key), dict)]
+    missing = [key for key in tables if not isinstance(run.call.get(key), dict) or not run.call[key]]
+    missing += [key for key in ("ema", "attack", "test_size") if key not in run.call]
     if missing:
         raise RunError(f"{path / 'run.json'} lacks {', '.join(missing)}; it was not written by `gambeson train`")
     return run

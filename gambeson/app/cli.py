@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for errors, 2 for wrong usage, 128 + signal when stopped by one."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _dispatch(args)
+        try:
+            code = _dispatch(args)
+        except SystemExit as done:  # the parser printed its help
+            code = int(done.code or 0)
         sys.stdout.flush()
         return code
     except GambesonError as error:

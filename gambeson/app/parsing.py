@@ -6,28 +6,41 @@ import dataclasses
 import difflib
 import inspect
 import re
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentParser, get_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
-from gambeson.core.errors import GambesonError, InputError, nearest
+from gambeson.core.errors import GambesonError, nearest
 from gambeson.core.threat import parse_eps
 
-RATIO = re.compile(r"\s*[0-9.]+\s*/\s*[0-9.]+\s*")
+RATIO = re.compile(r"\s*-?[0-9.]+\s*/\s*[0-9.]+\s*")
+NEGATIVE = re.compile(r"-[0-9.]")
 
 
 class UsageError(GambesonError):
     """The command line is not of the command's form; exit code 2."""
 
 
+class _Help(DefaultHelpFormatter):
+    """Help without the types, which the text and the choices already say, and without defaults that are None."""
+
+    SILENT = "\u200b"
+
+    def _get_help_string(self, action: Action) -> str:
+        text = (action.help or "").rstrip()
+        hidden = action.default in (None, SUPPRESS) or not action.option_strings or text.endswith(self.SILENT)
+        return text.rstrip(self.SILENT) if hidden else f"{text} (default: %(default)s)"
+
+
 class Parser(ArgumentParser):
     """jsonargparse's parser with hyphens in names, `--flag` and `--no-flag`, fractions, and near misses in errors."""
 
     def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
+        super().__init__(
+            prog=prog, description=description, exit_on_error=False, allow_abbrev=False, formatter_class=_Help
+        )
         self.flags: set[str] = set()
         self.numbers: set[str] = set()
 
@@ -47,7 +60,7 @@ class Parser(ArgumentParser):
         """Give an option another help text, for one whose default is not the signature's."""
         for action in self._actions:
             if action.dest == option:
-                action.help = text
+                action.help = text + _Help.SILENT
 
     def parse(self, args: Sequence[str]) -> dict[str, Any]:
         """Values by option name.
@@ -71,26 +84,30 @@ class Parser(ArgumentParser):
 
     def _normalised(self, args: Sequence[str]) -> list[str]:
         known = {option for action in self._actions for option in action.option_strings}
+        spelled = {option.replace("_", "-") for option in known if option.startswith("--")}
         result: list[str] = []
-        option = ""
-        for position, arg in enumerate(args):
-            if not arg.startswith("--") or arg == "--":
-                result.append(_number(arg) if option[2:] in self.numbers else arg)
-                option = ""
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
+            if not arg.startswith("--"):
+                result.append(arg)
                 continue
             name, equals, value = arg.partition("=")
-            option = "--" + name[2:].replace("-", "_")
-            plain = option[2:]
+            plain = name[2:].replace("-", "_")
             if plain.startswith("no_") and plain[3:] in self.flags and not equals:
-                result += [f"--{plain[3:]}", "false"]
-                continue
-            if option not in known:
-                spelled = {o.replace("_", "-") for o in known if o.startswith("--")}
+                plain, value = plain[3:], "false"
+            elif f"--{plain}" not in known:
                 raise UsageError(f"unknown option {name}", hint=nearest(name, spelled))
-            result.append(option + equals + (_number(value) if plain in self.numbers else value))
-            following = args[position + 1] if position + 1 < len(args) else "--"
-            if plain in self.flags and not equals and following.lower() not in ("true", "false"):
-                result.append("true")
+            elif plain in ("help", "print_config"):
+                result.append(arg)
+                continue
+            elif not equals and plain in self.flags and (not rest or rest[0].lower() not in ("true", "false")):
+                value = "true"
+            elif not equals:
+                if not rest or (rest[0].startswith("-") and not NEGATIVE.match(rest[0])):
+                    raise UsageError(f"{name} needs a value")
+                value = rest.pop(0)
+            result.append(f"--{plain}={_number(value) if plain in self.numbers else value}")
         return result
 
     def _explained(self, message: str) -> UsageError:
@@ -100,7 +117,8 @@ class Parser(ArgumentParser):
             return UsageError(f"unknown setting {unknown[1]!r}", hint=nearest(unknown[1], names))
         wrong = re.search(r'Parser key "([^"]+)":\s*(.*?)\. Got value: (.*)', message, re.DOTALL)
         if wrong:
-            return _wrong(wrong[1], re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip(), wrong[3])
+            kind = re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip()
+            return _wrong(wrong[1], " ".join(kind.split()), wrong[3])
         union = re.search(
             r'Parser key "([^"]+)":.*Subtypes: \[<class \'(\w+)\'>.*Given value: (.*)', message, re.DOTALL
         )
@@ -116,8 +134,11 @@ def _wrong(option: str, kind: str, value: str) -> UsageError:
         "bool": "true or false",
         "tuple": "a list, [a,b]",
     }
-    expected = names.get(kind, kind.replace("Literal", "one of ").replace("\n", " "))
-    return UsageError(f"--{option.replace('_', '-')} needs {expected}, got {value.strip()!r}")
+    choices = re.findall(r"'([^']*)'", kind) if kind.startswith("Literal") else []
+    expected = f"one of {', '.join(choices)}" if choices else names.get(kind, kind)
+    near = difflib.get_close_matches(value.strip(), choices, n=1)
+    hint = f"did you mean {near[0]}?" if near else None
+    return UsageError(f"--{option.replace('_', '-')} needs {expected}, got {value.strip()!r}", hint=hint)
 
 
 def flags_of(schema: Callable[..., Any]) -> set[str]:
@@ -135,7 +156,7 @@ def split_words(args: Sequence[str], flags: set[str]) -> tuple[list[str], list[s
     words, rest = [], []
     option = ""
     for arg in args:
-        if arg.startswith("-"):
+        if arg.startswith("-") and not (option and NEGATIVE.match(arg)):
             rest.append(arg)
             name = arg[2:].replace("-", "_")
             option = name if arg.startswith("--") and "=" not in arg and name.removeprefix("no_") == name else ""
@@ -159,31 +180,6 @@ def peek(args: Sequence[str], option: str) -> str | None:
     return value
 
 
-def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
-    """A recipe file.
-
-    Args:
-        path: The file.
-        shipped: Folder of the recipes that come along, for near misses.
-
-    Raises:
-        InputError: Missing, not YAML, or not a table of settings.
-    """
-    try:
-        content = _load(path.read_text())
-    except OSError as error:
-        known = [str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")]
-        known += [str(path.parent / p.name) for p in path.parent.glob("*.yaml")]
-        near = difflib.get_close_matches(str(path), known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
-        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold settings, one `name: value` per line")
-    return content
-
-
 def _kinds(schema: Callable[..., Any]) -> dict[str, str]:
     return {name: str(p.annotation) for name, p in inspect.signature(schema).parameters.items()}
 
@@ -192,7 +188,8 @@ def _number(word: str) -> str:
     return repr(parse_eps(word)) if RATIO.fullmatch(word) else word
 
 
-def _load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
+    """YAML, `8/255` as a number."""
     return _ratios(get_loader("yaml")(text))
 
 
@@ -205,3 +202,20 @@ def _ratios(value: Any) -> Any:
     if isinstance(value, list):
         return [_ratios(item) for item in value]
     return value
+
+
+def one_run(args: list[str], parser: Parser, command: str) -> tuple[str, list[str]]:
+    """The run directory on a command line, and the options."""
+    if "-h" in args or "--help" in args:
+        return "", ["--help"]
+    words, rest = split_words(args, parser.flags)
+    if len(words) != 1:
+        raise UsageError(
+            f"{command} needs one run directory, got {len(words)}", hint=f"gambeson {command} runs/digits-n-lap-1"
+        )
+    return words[0], rest
+
+
+def values_of(values: dict[str, Any], schema: type) -> dict[str, Any]:
+    """The values that belong to the dataclass `schema`."""
+    return {f.name: values[f.name] for f in dataclasses.fields(schema)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -40,8 +41,8 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
     out.print(
         f"{escape(data.facts.name)}: {len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test;"
         f" {call['model']['name']} with {parameters:,} parameters on {trainer.device};"
-        f" {settings.epochs} epochs, batch {settings.batch_size}, {settings.schedule} lr to {settings.lr:g},"
-        f" seed {settings.seed}",
+        f" {settings.epochs} {'epochs' if settings.epochs > 1 else 'epoch'}, batch {settings.batch_size},"
+        f" {settings.schedule} lr to {settings.lr:g}, seed {settings.seed}",
         soft_wrap=True,
     )
     out.print(f"run directory: {escape(str(run.path))}", soft_wrap=True)
@@ -141,8 +142,8 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
     out.print(note, style="dim", markup=False, soft_wrap=True)
     out.print(f"trained in {trainer.elapsed:.1f} s. Next:", style="dim")
     for command in (
-        f"gambeson evaluate {run.path} --attack pgd-50-10 --per-class",
-        f"gambeson runs compare {run.path} ANOTHER",
+        f"gambeson evaluate {shlex.quote(str(run.path))} --attack pgd-50-10 --per-class",
+        f"gambeson runs compare {shlex.quote(str(run.path))} ANOTHER",
     ):
         out.print(f"  {escape(command)}", soft_wrap=True)
 

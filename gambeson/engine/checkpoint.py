@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: Missing, truncated, not written by gambeson, or of another format version.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}", hint="the run has not come that far, or the file was moved")
     try:
         with safe_open(path, framework="pt") as file:
             header = _header(file.metadata(), path)
@@ -61,7 +61,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         size = path.stat().st_size
         raise CheckpointError(
             f"{path} is not a whole checkpoint ({size:,} bytes): {error}",
-            hint="it was truncated or is no safetensors file; use another checkpoint of the run",
+            hint="it was truncated or is no safetensors file; the run's other checkpoints can still be evaluated",
         ) from None
     return tensors, header
 

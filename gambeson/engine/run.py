@@ -105,15 +105,22 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def rows(self) -> list[dict[str, Any]]:
-        """All whole lines of the metrics; a last line that was cut off is left out."""
+        """All whole lines of the metrics; a last line that was cut off is left out.
+
+        Raises:
+            RunError: A line is not a row of metrics.
+        """
         if not self.metrics.is_file():
             return []
         rows = []
         for line in self.metrics.read_text().splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(row, dict) or "step" not in row:
+                raise RunError(f"{self.metrics} is damaged: a line is {line[:40]!r}")
+            rows.append(row)
         return rows
 
     def trim(self, step: int) -> None:

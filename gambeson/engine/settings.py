@@ -76,6 +76,9 @@ class Settings:
             raise InputError(f"milestones are fractions of the training in [0, 1], got {self.milestones}")
         for name in ("lr", "weight_decay", "momentum", "momentum_low"):
             value = getattr(self, name)
-            if not (0 <= value < math.inf) or (name.startswith("momentum") and value >= 1):
-                raise InputError(f"{name} is out of range, got {value:g}")
+            below = 1.0 if name.startswith("momentum") else math.inf
+            if not 0 <= value < below:
+                raise InputError(f"{name} must lie in [0, {below:g}), got {value:g}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
         learning_rate(self.schedule, 0, 1, self.lr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks.pgd import PGD, Uniform, fgsm
-from gambeson.core.errors import InputError, nearest
+from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat, box
@@ -47,9 +48,10 @@ def parse_attack(name: str) -> PGD | None:
         return fgsm()
     match = re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name)
     if match is None:
-        raise InputError(
-            f"unknown attack {name!r}", hint=f"{nearest(name, ATTACKS)}; write pgd-50-10 for 50 steps and 10 restarts"
-        )
+        family, dash, rest = name.partition("-")
+        near = difflib.get_close_matches(family, ("clean", "fgsm", "pgd"), n=1)
+        hint = f"did you mean {near[0]}{dash}{rest}?" if near else f"known: {', '.join(ATTACKS)}"
+        raise InputError(f"unknown attack {name!r}", hint=f"{hint} pgd-50-10 is PGD with 50 steps and 10 restarts")
     steps, restarts = int(match[1]), int(match[2] or 1)
     return PGD(steps=steps, rel_step_size=0.25, start=Uniform(), restarts=restarts, freeze_fooled=True)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from app.helpers import FAST, Cli, assert_error, bomb, edit_header, fingerprint, header_of, rows_of, tensors_of
 from gambeson.app import build
-from gambeson.app.commands import find_recipe, recipes_folder
+from gambeson.app.recipes import find_recipe, recipes_folder
 from gambeson.data import DATASETS
 from gambeson.engine.sentinel import Probe, Sentinel
 from gambeson.engine.settings import Settings

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from app.helpers import Cli, assert_error
-from gambeson.app.parsing import peek, read_yaml, split_words
+from gambeson.app.parsing import peek, split_words
+from gambeson.app.recipes import read_yaml, recipes_folder
 from gambeson.core.errors import InputError
 from gambeson.methods import METHODS
 

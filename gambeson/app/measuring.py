@@ -1,0 +1,144 @@
+"""`gambeson evaluate`, and the evaluation at the end of a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gambeson.app.options import EvaluateOptions
+from gambeson.app.parsing import Parser, one_run, values_of
+from gambeson.core.errors import InputError
+
+if TYPE_CHECKING:
+    from gambeson.engine.run import Run
+    from gambeson.evaluation.evaluate import Report
+
+
+def evaluate(args: list[str]) -> int:
+    """`gambeson evaluate RUN [options]`."""
+    parser = Parser(
+        "gambeson evaluate RUN", "Measure clean and robust accuracy; outcomes per example are kept in the run."
+    )
+    parser.add(EvaluateOptions)
+    path, rest = one_run(args, parser, "evaluate")
+    options = EvaluateOptions(**values_of(parser.parse(rest), EvaluateOptions))
+    check_attacks(options.attack, options.test_size)
+    from gambeson.app import build, show
+    from gambeson.core.threat import create_threat
+    from gambeson.data import load
+
+    if options.split not in ("test", "val"):
+        raise InputError(f"unknown split {options.split!r}", hint="known: test, val")
+    if options.batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {options.batch_size}")
+    run = build.open_run(Path(path))
+    threat = build.recipe(run.call).threat
+    if options.eps is not None or options.norm is not None:
+        threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
+    model, task, name = build.load_model(run, options.checkpoint, build.device(options.device))
+    if options.data:
+        size = task.size if options.data.startswith("folder:") else None
+        splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
+    else:
+        splits = build.splits(run.call, options.data_dir)
+    facts = splits.facts
+    if (facts.num_classes, facts.channels, facts.size) != (task.num_classes, task.channels, task.size):
+        raise InputError(
+            f"the checkpoint takes {task.channels}x{task.size}x{task.size} images of {task.num_classes} classes,"
+            f" {facts.name} has {facts.channels}x{facts.size}x{facts.size} images of {facts.num_classes}"
+        )
+    examples = splits.test if options.split == "test" else splits.val
+    if len(examples) == 0:
+        raise InputError(
+            f"the {options.split} split is empty: the run held nothing out", hint="evaluate the test split"
+        )
+    if options.test_size is not None:
+        examples = examples.head(options.test_size)
+    report = measure(
+        model,
+        examples.x,
+        examples.y,
+        options.attack,
+        threat,
+        facts.class_names,
+        options.batch_size,
+        options.seed,
+        options.json,
+    )
+    described = {"checkpoint": name, "data": facts.name, "split": options.split}
+    record = save_report(run, report, described)
+    if options.json:
+        print(json.dumps(record, indent=2))
+    else:
+        show.report(
+            report, f"{run.path.name}, checkpoint {name}, {facts.name} {options.split}", per_class=options.per_class
+        )
+    return 0
+
+
+def measure(
+    model: Any,
+    x: Any,
+    y: Any,
+    attacks: str,
+    threat: Any,
+    class_names: Sequence[str],
+    batch_size: int = 256,
+    seed: int = 0,
+    quiet: bool = False,
+) -> Report:
+    """Evaluate with a progress bar on the terminal."""
+    from gambeson.app import show
+    from gambeson.evaluation import evaluate as run_evaluation
+
+    names = [word.strip() for word in attacks.split(",") if word.strip()]
+    with show.progress(quiet) as bar:
+        total = len(y) * len({"clean", *names})
+        task = bar.add_task("evaluating", total=total)
+        return run_evaluation(
+            model,
+            x,
+            y,
+            names,
+            threat,
+            num_classes=len(class_names),
+            class_names=class_names,
+            batch_size=batch_size,
+            seed=seed,
+            progress=lambda done: bar.advance(task, done),
+        )
+
+
+def save_report(run: Run, report: Report, described: dict[str, Any]) -> dict[str, Any]:
+    """Keep a report in the run: JSON, and the outcomes per example beside it. Nothing older is overwritten."""
+    import numpy as np
+
+    from gambeson.engine.run import versions, write_json
+
+    record = {**described, **report.to_dict(), "versions": versions()}
+    stem = f"{described['checkpoint']}-{described['split']}-" + "-".join(report.outcomes).replace("clean-", "")
+    folder, number = run.path / "evaluations", 1
+    while (folder / f"{stem}-{number}.json").exists():
+        number += 1
+    arrays = {"y": report.y.numpy(), **{name: correct.numpy() for name, correct in report.outcomes.items()}}
+    np.savez_compressed(folder / f"{stem}-{number}.npz", **arrays)  # type: ignore[arg-type]
+    write_json(folder / f"{stem}-{number}.json", record)
+    return record
+
+
+def check_attacks(names: str, size: int | None) -> None:
+    """Refuse unknown attacks and an empty test set before any work.
+
+    Raises:
+        InputError: One of the two.
+    """
+    from gambeson.evaluation import parse_attack
+
+    if size is not None and size < 1:
+        raise InputError(f"--test-size must be at least 1, got {size}")
+
+    for name in names.split(","):
+        if name.strip():
+            parse_attack(name)

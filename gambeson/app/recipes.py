@@ -1,0 +1,74 @@
+"""Recipe files: where they lie, and what they say to a parser."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gambeson.app.parsing import Parser, UsageError, load_yaml
+from gambeson.core.errors import InputError, nearest
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that come along lie: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "recipes" if (package / "recipes").is_dir() else package.parent / "recipes"
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by path, or by its name below the recipes that come along (`lap/cifar10-n-eps8`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    for inside in (recipes_folder() / name, recipes_folder() / f"{name}.yaml"):
+        if inside.is_file():
+            return inside
+    return path
+
+
+def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
+    """A recipe file.
+
+    Args:
+        path: The file.
+        shipped: Folder of the recipes that come along, for near misses.
+
+    Raises:
+        InputError: Missing, not YAML, or not a table of settings.
+    """
+    try:
+        content = load_yaml(path.read_text())
+    except OSError as error:
+        known = [str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")]
+        known += [str(path.parent / p.name) for p in path.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(str(path), known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
+        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold settings, one `name: value` per line")
+    return content
+
+
+def defaults_from(parser: Parser, file: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's settings as typed values for `parser`.
+
+    Raises:
+        UsageError: A setting that the method does not have, or a value of another type.
+    """
+    known = {action.dest for action in parser._actions} - {"help", "config", "print_config"}
+    for key in content:
+        if str(key).replace("-", "_") not in known:
+            raise UsageError(f"{file}: unknown setting {key!r}", hint=nearest(str(key), known))
+    words = [f"--{key}={_word(value)}" for key, value in content.items()]
+    values = parser.parse(words)
+    return {key.replace("-", "_"): values[key.replace("-", "_")] for key in content}
+
+
+def _word(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value

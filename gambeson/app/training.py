@@ -1,0 +1,159 @@
+"""`gambeson train` and `gambeson resume`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gambeson.app import presets
+from gambeson.app.listing import summary
+from gambeson.app.measuring import check_attacks, measure, save_report
+from gambeson.app.options import ResumeOptions, TrainOptions
+from gambeson.app.parsing import Parser, UsageError, flags_of, one_run, peek, split_words, values_of
+from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.engine.settings import Settings
+from gambeson.methods import METHODS, method
+
+if TYPE_CHECKING:
+    from gambeson.engine.run import Run
+    from gambeson.engine.trainer import Trainer
+    from gambeson.evaluation.evaluate import Report
+
+
+def train(args: list[str]) -> int:
+    """`gambeson train METHOD [options]`."""
+    config = peek(args, "config")
+    file = find_recipe(config) if config else None
+    content = read_yaml(file, recipes_folder()) if file else {}
+    words, rest = split_words(args, train_flags())
+    if not words and "method" not in content:
+        if "-h" in args or "--help" in args:
+            print(_train_help(), end="")
+            return 0
+        raise UsageError(f"which method? known: {', '.join(METHODS)}", hint="gambeson train n-lap")
+    name, function = method(words[0] if words else str(content["method"]))
+    if len(words) > 1:
+        raise UsageError(f"train takes one method, got {' '.join(words)}", hint="options begin with --")
+    parser, method_names = train_parser(name, function, peek(args, "data") or str(content.get("data", "digits")))
+    if file:
+        rest = _without(rest, "config")
+        parser.set_defaults(defaults_from(parser, file, {k: v for k, v in content.items() if k != "method"}))
+    values = parser.parse(rest)
+
+    from gambeson.app import build, show
+    from gambeson.engine.run import Run
+
+    options = TrainOptions(**{f.name: values[f.name] for f in fields(TrainOptions)})
+    settings = Settings(**{f.name: values[f.name] for f in fields(Settings)})
+    arguments = {key: values[key] for key in method_names}
+    if "eps" not in content and peek(args, "eps") is None:
+        arguments["eps"] = None
+    folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), f"{_stem(options.data)}-{name}")
+    Run.require_new(folder)
+    where = build.device(options.device)
+    call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
+    if arguments["eps"] is not None:
+        build.recipe(call)  # a wrong budget is said before any data is read
+    check_attacks(options.attack, options.test_size)
+    if options.tensorboard:
+        show.tensorboard_writer()
+    data = build.splits(call)
+    if arguments["eps"] is None:
+        arguments["eps"] = data.facts.eps
+    trainer = build.trainer(call, data, where)
+    run = Run.create(folder, {"command": ["gambeson", "train", *args], "tensorboard": options.tensorboard, **call})
+    show.training(run, trainer, data)
+    return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+
+
+def resume(args: list[str]) -> int:
+    """`gambeson resume RUN`."""
+    parser = Parser(
+        "gambeson resume RUN", "Go on with an interrupted run, to the bit as if it had not been interrupted."
+    )
+    parser.add(ResumeOptions)
+    path, rest = one_run(args, parser, "resume")
+    options = ResumeOptions(**values_of(parser.parse(rest), ResumeOptions))
+    from gambeson.app import build, show
+
+    run = build.open_run(Path(path))
+    data = build.splits(run.call, options.data_dir)
+    trainer = build.trainer(run.call, data, build.device(options.device))
+    with run.locked():
+        trainer.resume(run)
+    show.resuming(run, trainer)
+    return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+
+
+def train_parser(name: str, function: Callable[..., Any], data: str) -> tuple[Parser, list[str]]:
+    """The parser of `gambeson train NAME` with the data set's presets as defaults, and the method's argument names."""
+    parser = Parser(f"gambeson train {name}", (function.__doc__ or "").split("\n\n")[0].replace("%", "%%"))
+    parser.add_argument("--config", metavar="FILE", help="recipe in YAML; options on the command line win")
+    names = parser.add(function, **presets.METHOD.get((data, name), {}))
+    parser.say(
+        "eps",
+        "Budget, fraction of the pixel range, as 8/255 or 0.03; default the data set's (digits 0.2, CIFAR 8/255).",
+    )
+    parser.add(Settings, **presets.TRAINING.get(data, {}))
+    parser.add(TrainOptions, **presets.TRAINING.get(data, {}))
+    return parser, names
+
+
+def train_flags() -> set[str]:
+    """Options without a value, of any method: needed before it is known which word is the method."""
+    schemas: list[Callable[..., Any]] = [*METHODS.values(), Settings, TrainOptions]
+    return set().union(*map(flags_of, schemas))
+
+
+def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str]) -> int:
+    from gambeson.app import build, show
+    from gambeson.engine.trainer import Interrupted
+
+    try:
+        with show.training_progress(run, trainer) as listen:
+            trainer.fit(run, listen)
+    except Interrupted as stopped:
+        print(f"{stopped}; saved. Go on with: gambeson resume {shlex.quote(str(run.path))}", file=sys.stderr)
+        return 128 + stopped.signum
+    count = run.call["test_size"]
+    reports: list[tuple[str, Report]] = []
+    for name in dict.fromkeys(["best" if run.checkpoint("best").is_file() else "final", "final"]):
+        if reports and trainer.best and trainer.best["step"] == trainer.total:
+            report = reports[0][1]  # the last weights are the best ones
+        else:
+            model, _, name = build.load_model(run, name, trainer.device)
+            report = measure(model, x[:count], y[:count], run.call["attack"], trainer.recipe.threat, class_names)
+        save_report(run, report, {"checkpoint": name, "data": run.call["data"]["name"], "split": "test"})
+        reports.append((name, report))
+    show.final(run, trainer, reports)
+    return 0
+
+
+def _without(args: list[str], option: str) -> list[str]:
+    result, skip = [], False
+    for arg in args:
+        if skip:
+            skip = False
+        elif arg == f"--{option}":
+            skip = True
+        elif not arg.startswith(f"--{option}="):
+            result.append(arg)
+    return result
+
+
+def _stem(data: str) -> str:
+    kind, _, path = data.partition(":")
+    return f"{kind}-{Path(path).stem}" if path else kind
+
+
+def _train_help() -> str:
+    width = max(map(len, METHODS))
+    lines = [f"  {name:<{width}}  {summary(function)}" for name, function in METHODS.items()]
+    return (
+        "usage: gambeson train METHOD [options]\n       gambeson train --config FILE [options]\n\n"
+        "Train a model; `gambeson train METHOD --help` shows all options.\n\nmethods:\n" + "\n".join(lines) + "\n"
+    )
