@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from gambeson.attacks.pgd import PGD, Uniform, fgsm
@@ -69,7 +68,7 @@ class Sentinel:
         for attack in (fgsm(), PGD(steps=10, rel_step_size=0.25, start=Uniform(), freeze_fooled=True)):
             rng = self.streams.at("sentinel", step, self.probe.x.device)
             x_adv, _ = returned_images(attack(model, self.probe, self.threat, rng), self.probe.x, self.threat)
-            values.append(judge(model, x_adv, self.probe.y, self.num_classes).to(torch.float64).mean().item())
+            values.append(judge(model, x_adv, self.probe.y, self.num_classes).float().mean().item())
         fast, strong = values
         self.best = max(self.best, strong)
         return Probe(fast, strong, collapsed=strong < self.best / 2 and fast - strong >= self.gap)

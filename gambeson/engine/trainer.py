@@ -107,7 +107,7 @@ class Trainer:
         self.sentinel, self.probe_every = self._sentinel()
         # Sums since the last line of metrics, and the first step with a loss that is not finite: on the device, no sync
         # per step.
-        self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.sums = torch.zeros(3, device=self.device)
         self.bad_step = torch.full((), 2**62, dtype=torch.int64, device=self.device)
 
     @property
@@ -189,8 +189,7 @@ class Trainer:
         save_checkpoint(run.checkpoint(name), weights, {**self._identity(), "step": self.step, "best": self.best})
 
     def resume(self, run: Run) -> None:
-        """Continue from the run's last checkpoint: the steps that follow are those of the uninterrupted run, to the
-        bit.
+        """Continue from the run's last checkpoint; the steps that follow are the uninterrupted run's, to the bit.
 
         Raises:
             CheckpointError: No checkpoint, or one of another method, model, settings or number of classes; each
@@ -208,7 +207,7 @@ class Trainer:
         ]
         if different:
             raise CheckpointError(f"{run.checkpoint('last')} belongs to another training: {'; '.join(different)}")
-        self._restore(tensors, header, run)
+        self._restore(tensors, run)
         self.step, self.elapsed, self.best = header["step"], header["elapsed"], header["best"]
         self.rollbacks, self.healthy = header["rollbacks"], header["healthy"]
         self.sums = tensors["trainer/sums"].to(self.device)
@@ -224,7 +223,7 @@ class Trainer:
             "settings": asdict(self.settings),
         }
 
-    def _restore(self, tensors: dict[str, Tensor], header: dict[str, Any], run: Run) -> None:
+    def _restore(self, tensors: dict[str, Tensor], run: Run) -> None:
         load_weights(self.model, section(tensors, "model"), run.path)
         load_optimizer(self.optimizer, section(tensors, "optimizer"), dict(self.model.named_parameters()))
         self.parts.load_state_dict(section(tensors, "parts"))
@@ -235,9 +234,7 @@ class Trainer:
         momentum = cycled_momentum(settings.schedule, step, self.total, settings.momentum, settings.momentum_low)
         for group in self.optimizer.param_groups:
             group["lr"], group["momentum"] = lr, momentum
-        torch.manual_seed(
-            self.streams.number("torch", step)
-        )  # for layers that draw from the global generator (dropout)
+        torch.manual_seed(self.streams.number("torch", step))  # dropout draws from the global generator
         self.model.train()
         batch = self.loader.batch(step // self.recipe.replays)
         rng = partial(self.streams.at, step=step, device=self.device)
@@ -339,5 +336,5 @@ class Trainer:
                 + (f"; the best weights before it: {run.checkpoint('best')}" if self.best else ""),
             )
         self.rollbacks += 1
-        self._restore(*load_checkpoint(run.checkpoint(f"healthy-{self.healthy}")), run)
+        self._restore(load_checkpoint(run.checkpoint(f"healthy-{self.healthy}"))[0], run)
         self._emit(run, report, {"event": f"rollback {self.rollbacks} of {ROLLBACKS}"})

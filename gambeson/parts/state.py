@@ -24,7 +24,7 @@ class AveragedWeights(nn.Module):
     @torch.no_grad()
     def observe(self, model: nn.Module) -> None:
         """Follow `model` by one step."""
-        t = self.steps.to(torch.float64)
+        t = self.steps.float()
         decay = torch.minimum(torch.full_like(t, self.decay), (1 + t) / (10 + t)) if self.warm else self.decay
         self.steps += 1
         source = {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -1,0 +1,59 @@
+"""The script that repeats a story over seeds: what it runs, and the table it prints."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SPEC = importlib.util.spec_from_file_location("repeat", Path(__file__).parents[1] / "scripts" / "repeat.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+repeat = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(repeat)
+
+
+def finished(runs: Path, label: str, seed: int, clean: float, robust: float, event: bool = False) -> None:
+    path = repeat.folder(runs, label, seed)
+    (path / "evaluations").mkdir(parents=True)
+    record = {"accuracy": {"clean": {"value": clean}, "pgd-40": {"value": robust}}}
+    (path / "evaluations" / "final-test-pgd-40-1.json").write_text(json.dumps(record))
+    rows = [
+        {"step": 1, "seconds": 3.0},
+        {"step": 2, "seconds": 5.0, **({"event": "catastrophic overfitting"} if event else {})},
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_table_has_mean_spread_range_and_collapses(tmp_path):
+    story = {"seeds": [0, 1, 2], "attack": "clean,pgd-40"}
+    finished(tmp_path, "V FGSM", 0, 0.9, 0.0, event=True)
+    finished(tmp_path, "V FGSM", 1, 0.8, 0.1)
+    table = repeat.table(tmp_path, story, {"V FGSM": "", "not yet": ""}).splitlines()
+    assert table[0] == "| row | seeds | clean | pgd-40 | collapsed | seconds |"
+    assert table[2] == "| V FGSM | 2 | 85.0 ± 7.1 (80.0 to 90.0) | 5.0 ± 7.1 (0.0 to 10.0) | 1 of 2 | 5 |"
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize("state", ["new", "interrupted", "done"])
+def test_what_is_missing_is_run_and_what_was_interrupted_is_resumed(state, tmp_path, monkeypatch):
+    calls = []
+
+    def remember(command, **options):
+        calls.append((command[1:], options["env"]["OMP_NUM_THREADS"]))
+        return type("Done", (), {"returncode": 3})
+
+    monkeypatch.setattr(repeat.subprocess, "run", remember)
+    path = repeat.folder(tmp_path, "a", 1)
+    if state == "interrupted":
+        path.mkdir()
+        (path / "run.json").write_text("{}")
+    if state == "done":
+        finished(tmp_path, "a", 1, 0.5, 0.5)
+    code = repeat.run(tmp_path, {"attack": "clean", "threads": 2}, "a", "fgsm --eps 0.2", 1)
+    expected = {
+        "new": ["-m", "gambeson", *"train fgsm --eps 0.2 --seed 1 --attack clean --run".split(), str(path)],
+        "interrupted": ["-m", "gambeson", "resume", str(path)],
+    }
+    assert calls == ([] if state == "done" else [(expected[state], "2")])
+    assert code == (0 if state == "done" else 3)
