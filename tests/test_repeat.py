@@ -13,6 +13,9 @@ repeat = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(repeat)
 
 
+TRAIN = ["train", "fgsm", "--eps", "0.2", "--seed", "1", "--attack", "clean", "--run"]
+
+
 def finished(runs: Path, label: str, seed: int, clean: float, robust: float, event: bool = False) -> None:
     path = repeat.folder(runs, label, seed)
     (path / "evaluations").mkdir(parents=True)
@@ -52,7 +55,7 @@ def test_what_is_missing_is_run_and_what_was_interrupted_is_resumed(state, tmp_p
         finished(tmp_path, "a", 1, 0.5, 0.5)
     code = repeat.run(tmp_path, {"attack": "clean", "threads": 2}, "a", "fgsm --eps 0.2", 1)
     expected = {
-        "new": ["-m", "gambeson", *"train fgsm --eps 0.2 --seed 1 --attack clean --run".split(), str(path)],
+        "new": ["-m", "gambeson", *TRAIN, str(path)],
         "interrupted": ["-m", "gambeson", "resume", str(path)],
     }
     assert calls == ([] if state == "done" else [(expected[state], "2")])
