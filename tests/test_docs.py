@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gambeson.app.recipes import find_recipe
 from gambeson.app.parsing import peek, split_words
+from gambeson.app.recipes import find_recipe
 from gambeson.app.training import train_flags, train_parser
 from gambeson.methods import method
 

@@ -42,6 +42,20 @@ def device(name: str) -> torch.device:
     return found
 
 
+def use_threads(call: dict[str, Any]) -> None:
+    """Use as many CPU threads as the call says; sums differ in their last bits with their number.
+
+    Raises:
+        InputError: Fewer than one.
+    """
+    threads = call.get("threads")
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
 def open_run(path: Path) -> Run:
     """A run that the command line can rebuild.
 
@@ -164,6 +178,7 @@ def make_call(method_name: str, method_args: dict[str, Any], options: Any, setti
         "ema": options.ema,
         "settings": {**asdict(settings), "milestones": list(settings.milestones)},
         "selection": {"split": "val", "by": "val/pgd10_acc"},
+        "threads": options.threads,
         "attack": options.attack,
         "test_size": options.test_size,
     }

@@ -34,6 +34,7 @@ def evaluate(args: list[str]) -> int:
     if options.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {options.batch_size}")
     run = build.open_run(Path(path))
+    build.use_threads(run.call)
     threat = build.recipe(run.call).threat
     if options.eps is not None or options.norm is not None:
         threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)

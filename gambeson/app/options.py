@@ -20,6 +20,7 @@ class TrainOptions:
         width: Channels of the network's first stage; fewer for work on a CPU.
         ema: Decay of a moving average of the weights, which is then validated and saved; such as 0.995.
         device: auto, cpu, cuda, cuda:N or mps.
+        threads: Threads on the CPU; default torch's choice. A tiny network is faster with one.
         run: Run directory to create; default runs/DATA-METHOD-N.
         attack: Attacks of the final table on the test set, comma-separated.
         test_size: Attack only that many test images in the final table.
@@ -36,6 +37,7 @@ class TrainOptions:
     width: int | None = None
     ema: float | None = None
     device: str = "auto"
+    threads: int | None = None
     run: str | None = None
     attack: str = "clean,fgsm,pgd-50"
     test_size: int | None = None

@@ -51,6 +51,7 @@ class Parser(ArgumentParser):
             self.add_class_arguments(schema)
         else:
             self.add_function_arguments(schema)
+            self._action_groups[-1].title = "the method"  # its summary already stands above
         self.set_defaults({name: value for name, value in defaults.items() if name in names})
         self.flags |= flags_of(schema)
         self.numbers |= {name for name, kind in _kinds(schema).items() if kind.startswith("float")}

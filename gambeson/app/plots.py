@@ -40,7 +40,11 @@ def curves(runs: Sequence[Run], path: Path) -> None:
 
     if len(runs) > len(COLOURS):
         raise InputError(f"a picture of {len(runs)} runs cannot be read; at most {len(COLOURS)}")
-    rows = {run.path.name: run.rows() for run in runs}
+    if not path.suffix:
+        raise InputError(f"the picture {path} needs an ending", hint="name a .svg or .png file")
+    names = [run.path.name for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+    rows = {label: run.rows() for label, run in zip(labels, runs, strict=True)}
     panels = {
         title: keys
         for title, keys in PANELS.items()

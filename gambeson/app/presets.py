@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 TRAINING: dict[str, dict[str, Any]] = {
-    "digits": {"model": "small-cnn", "epochs": 40, "lr": 0.1},
+    "digits": {"model": "small-cnn", "epochs": 40, "lr": 0.1, "threads": 1},
     "mnist": {"model": "small-cnn", "epochs": 10, "lr": 0.1},
     "fashion-mnist": {"model": "small-cnn", "epochs": 15, "lr": 0.1},
 }

@@ -35,9 +35,9 @@ def train(args: list[str]) -> int:
             print(_train_help(), end="")
             return 0
         raise UsageError(f"which method? known: {', '.join(METHODS)}", hint="gambeson train n-lap")
-    name, function = method(words[0] if words else str(content["method"]))
     if len(words) > 1:
         raise UsageError(f"train takes one method, got {' '.join(words)}", hint="options begin with --")
+    name, function = method(words[0] if words else str(content["method"]))
     parser, method_names = train_parser(name, function, peek(args, "data") or str(content.get("data", "digits")))
     if file:
         rest = _without(rest, "config")
@@ -56,6 +56,7 @@ def train(args: list[str]) -> int:
     Run.require_new(folder)
     where = build.device(options.device)
     call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
+    build.use_threads(call)
     if arguments["eps"] is not None:
         build.recipe(call)  # a wrong budget is said before any data is read
     check_attacks(options.attack, options.test_size)
@@ -81,6 +82,7 @@ def resume(args: list[str]) -> int:
     from gambeson.app import build, show
 
     run = build.open_run(Path(path))
+    build.use_threads(run.call)
     data = build.splits(run.call, options.data_dir)
     trainer = build.trainer(run.call, data, build.device(options.device))
     with run.locked():
@@ -111,7 +113,7 @@ def train_flags() -> set[str]:
 
 def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str]) -> int:
     from gambeson.app import build, show
-    from gambeson.engine.trainer import Interrupted
+    from gambeson.engine.interruption import Interrupted
 
     try:
         with show.training_progress(run, trainer) as listen:

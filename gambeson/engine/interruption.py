@@ -24,7 +24,7 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once. Main thread only."""
+    """Collect SIGINT and SIGTERM instead of dying of them; a second of a kind is obeyed at once. Main thread only."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -69,7 +70,7 @@ class Run:
         if path.exists():
             raise RunError(
                 f"{path} exists already; nothing was overwritten",
-                hint=f"continue it with `gambeson resume {path}`, or choose another directory with --run",
+                hint=f"go on with `gambeson resume {shlex.quote(str(path))}`, or choose another directory with --run",
             )
 
     @classmethod
@@ -113,7 +114,11 @@ class Run:
         if not self.metrics.is_file():
             return []
         rows = []
-        for line in self.metrics.read_text().splitlines():
+        try:
+            lines = self.metrics.read_text().splitlines()
+        except ValueError as error:
+            raise RunError(f"{self.metrics} is damaged: {error}") from None
+        for line in lines:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:

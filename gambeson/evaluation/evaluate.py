@@ -50,7 +50,8 @@ def parse_attack(name: str) -> PGD | None:
     if match is None:
         family, dash, rest = name.partition("-")
         near = difflib.get_close_matches(family, ("clean", "fgsm", "pgd"), n=1)
-        hint = f"did you mean {near[0]}{dash}{rest}?" if near else f"known: {', '.join(ATTACKS)}"
+        closest = f"{near[0]}{dash}{rest}" if near else name
+        hint = f"did you mean {closest}?" if closest != name else f"known: {', '.join(ATTACKS)};"
         raise InputError(f"unknown attack {name!r}", hint=f"{hint} pgd-50-10 is PGD with 50 steps and 10 restarts")
     steps, restarts = int(match[1]), int(match[2] or 1)
     return PGD(steps=steps, rel_step_size=0.25, start=Uniform(), restarts=restarts, freeze_fooled=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -93,3 +94,21 @@ class Touch:
 def bomb(evidence: Path) -> bytes:
     """A pickle that makes the file `evidence` when it is executed."""
     return pickle.dumps(Touch(evidence))
+
+
+def args_of(call: dict[str, Any]) -> dict[str, Any]:
+    """The method's arguments in a call."""
+    found: dict[str, Any] = call["method"]["args"]
+    return found
+
+
+def write_npz(name: str, counts: list[int], *, size: int = 8, channels: int = 1) -> str:
+    """Random images of classes with `counts` training images and 3 test images each."""
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for split, numbers in (("train", counts), ("test", [3] * len(counts))):
+        y = np.repeat(np.arange(len(numbers)), numbers)
+        shape = (len(y), size, size) if channels == 1 else (len(y), size, size, channels)
+        arrays |= {f"x_{split}": draw.integers(0, 256, shape, dtype=np.uint8), f"y_{split}": y}
+    np.savez(name, **arrays)
+    return f"npz:{name}"

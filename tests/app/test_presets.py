@@ -23,7 +23,7 @@ OPTIONS = {f.name for schema in (Settings, TrainOptions) for f in fields(schema)
 def test_training_presets_are_options_of_a_data_set(data: str, planned: Callable[..., dict[str, Any]]) -> None:
     values = presets.TRAINING[data]
     call = planned("n-lap", "--data", data)
-    used = {**call["settings"], "model": call["model"]["name"]}
+    used = {**call, **call["settings"], "model": call["model"]["name"]}
 
     assert data in DATASETS
     assert set(values) <= OPTIONS

@@ -109,6 +109,26 @@ def test_a_half_written_last_line_is_left_out(tail: str, tmp_path: Path) -> None
     assert [row["step"] for row in run.rows()] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("line", ["3", "[]", "null", '"step"', "{}", '{"epoch": 1}'])
+def test_a_line_that_is_no_row_of_metrics_is_named(line: str, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.log({"step": 1})
+    with open(run.metrics, "a") as file:
+        file.write(line + "\n")
+    before = run.metrics.read_bytes()
+    for read in (run.rows, lambda: run.trim(0)):
+        with pytest.raises(RunError, match=r"metrics\.jsonl is damaged: a line is"):
+            read()
+    assert run.metrics.read_bytes() == before
+
+
+def test_metrics_that_are_no_text_are_named(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {})
+    run.metrics.write_bytes(b"\xff\xfe\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl is damaged"):
+        run.rows()
+
+
 def test_trim_drops_what_a_resumed_run_writes_again(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", {})
     run.trim(5)

@@ -14,17 +14,25 @@ def test_counts_start_at_one(name: str) -> None:
     Settings(**{name: 1})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["lr", "weight_decay", "momentum"])
+@pytest.mark.parametrize(("name", "below"), [("lr", "inf"), ("weight_decay", "inf"), ("momentum", "1")])
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
-def test_rates_are_finite_and_not_negative(name: str, value: float) -> None:
-    with pytest.raises(InputError, match=f"{name} is out of range, got {value:g}"):
+def test_rates_are_finite_and_not_negative(name: str, below: str, value: float) -> None:
+    with pytest.raises(InputError, match=rf"^{name} must lie in \[0, {below}\), got {value:g}$"):
         Settings(**{name: value})  # type: ignore[arg-type]
     Settings(**{name: 0.0})  # type: ignore[arg-type]
 
 
-def test_momentum_stays_below_one() -> None:
-    with pytest.raises(InputError, match="momentum is out of range, got 1"):
-        Settings(momentum=1.0)
+@pytest.mark.parametrize("name", ["momentum", "momentum_low"])
+def test_momentum_stays_below_one(name: str) -> None:
+    with pytest.raises(InputError, match=rf"^{name} must lie in \[0, 1\), got 1$"):
+        Settings(**{name: 1.0})  # type: ignore[arg-type]
+
+
+def test_a_seed_fits_the_generators() -> None:
+    assert (Settings(seed=0).seed, Settings(seed=2**63 - 1).seed) == (0, 2**63 - 1)
+    for seed in (-1, 2**63):
+        with pytest.raises(InputError, match=rf"^seed must lie in \[0, 2\^63\), got {seed}$"):
+            Settings(seed=seed)
 
 
 def test_an_unknown_schedule_is_refused() -> None:

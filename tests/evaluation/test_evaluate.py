@@ -281,6 +281,29 @@ def test_other_attack_names_are_refused(name: str) -> None:
     assert "pgd-50-10" in str(error.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("pdg-50", "did you mean pgd-50?"),
+        ("PDG-50-10", "did you mean pgd-50-10?"),
+        ("fgms", "did you mean fgsm?"),
+        ("claen", "did you mean clean?"),
+        ("xyz", "known: clean, fgsm, pgd-K, pgd-K-R;"),
+    ],
+)
+def test_an_unknown_attack_names_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_attack(name)
+    assert error.value.hint == f"{near} pgd-50-10 is PGD with 50 steps and 10 restarts"
+
+
+@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd-1-2-3", "fgsm-3"])
+def test_what_was_refused_is_not_proposed(name: str) -> None:
+    with pytest.raises(InputError) as error:
+        parse_attack(name)
+    assert f"did you mean {name}?" not in str(error.value.hint)
+
+
 def test_progress_counts_every_image_once_per_attack() -> None:
     done: list[int] = []
     threshold(["fgsm"], batch_size=3, progress=done.append)

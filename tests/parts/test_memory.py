@@ -1,70 +1,15 @@
-from collections.abc import Callable
-
 import torch
 
-from gambeson.core.threat import L2, Linf
-from gambeson.core.types import Batch
 from gambeson.parts import CarriedPerturbation
+from gambeson.parts.state import CarriedState
 
-Images = Callable[..., Batch]
 
-
-def test_the_perturbation_is_carried_from_batch_to_batch(tiny_batch: Images) -> None:
+def test_it_builds_an_empty_perturbation_with_its_step() -> None:
     part = CarriedPerturbation(0.6).build(torch.nn.Identity())
-    delta = torch.zeros(6, 1, 8, 8)
-    for step in range(5):
-        x = tiny_batch(seed=step).x
-        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
-        torch.testing.assert_close(part.apply_to(x), (x + delta).clamp(0, 1), rtol=0, atol=1e-6)
-        part.observe(x, grad, Linf(0.1))
-        delta = (delta + 0.06 * grad.sign()).clamp(-0.1, 0.1)
-        delta = (x + delta).clamp(0, 1) - x
-        torch.testing.assert_close(part.delta, delta, rtol=0, atol=1e-6)
-    assert delta.abs().max() > 0.09
+    assert isinstance(part, CarriedState)
+    assert part.rel_step_size == 0.6
+    assert part.delta.numel() == 0
 
 
-def test_a_larger_batch_starts_at_zero_in_its_new_places_and_a_smaller_one_keeps_the_rest(tiny_batch: Images) -> None:
-    part = CarriedPerturbation().build(torch.nn.Identity())
-    for n in (3, 5, 2):
-        x = tiny_batch(n).x
-        before = part.delta.clone() if n != 3 else torch.zeros(0, 1, 8, 8)
-        seen = part.apply_to(x)
-        old = min(n, len(before))
-        torch.testing.assert_close(seen[:old], (x[:old] + before[:old]).clamp(0, 1))
-        assert torch.equal(seen[old:], x[old:])
-        part.observe(x, torch.ones_like(x), Linf(0.1))
-        assert torch.equal(part.delta[n:], before[n:])
-    assert len(part.delta) == 5
-
-
-def test_the_perturbation_stays_in_the_ball_of_the_threat(tiny_batch: Images) -> None:
-    for threat in (Linf(0.05), L2(0.3)):
-        part = CarriedPerturbation().build(torch.nn.Identity())
-        for step in range(4):
-            x = tiny_batch(seed=step).x
-            assert threat.distance(part.apply_to(x), x).max() <= float(threat.eps) + 1e-6
-            part.observe(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(step)), threat)
-
-
-def test_a_state_dict_goes_into_a_fresh_module(tiny_batch: Images) -> None:
-    part = CarriedPerturbation().build(torch.nn.Identity())
-    x = tiny_batch().x
-    part.apply_to(x)
-    part.observe(x, torch.ones_like(x), Linf(0.1))
-    fresh = CarriedPerturbation().build(torch.nn.Identity())
-    parts, other = torch.nn.ModuleList([part]), torch.nn.ModuleList([fresh])
-    other.load_state_dict({name: t.clone() for name, t in parts.state_dict().items()})
-    assert torch.equal(fresh.delta, part.delta)
-    assert torch.equal(fresh.apply_to(x), part.apply_to(x))
-    fresh.load_state_dict({"delta": torch.zeros(0)})  # and back to a memory that has seen nothing
-    assert torch.equal(fresh.apply_to(x), x)
-
-
-def test_loading_does_not_take_over_the_tensor(tiny_batch: Images) -> None:
-    part = CarriedPerturbation().build(torch.nn.Identity())
-    saved = torch.zeros(2, 1, 8, 8)
-    part.load_state_dict({"delta": saved})
-    x = tiny_batch(2).x
-    part.observe(x, torch.ones_like(x), Linf(0.1))
-    assert not saved.any()
-    assert part.delta.any()
+def test_the_step_of_the_release_is_the_whole_radius() -> None:
+    assert CarriedPerturbation() == CarriedPerturbation(1.0)

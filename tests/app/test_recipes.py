@@ -1,0 +1,218 @@
+"""Recipe files: those that come along, one's own, and what is said of files that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.helpers import FAST, Cli, args_of, assert_error
+from gambeson.app import build
+from gambeson.app.recipes import find_recipe, read_yaml, recipes_folder
+from gambeson.core.errors import InputError
+from gambeson.data import DATASETS
+from gambeson.engine.settings import Settings
+from gambeson.methods import Recipe
+from gambeson.models import MODELS
+from gambeson.parts.weight_perturbation import LayerAware
+
+Plan = Callable[..., dict[str, Any]]
+
+BETA = {
+    "v": {8: 0.03, 12: 0.058, 16: 0.07, 32: 0.48},
+    "r": {8: 0.002, 12: 0.03, 16: 0.05, 32: 0.3},
+    "n": {8: 0.001, 12: 0.002, 16: 0.005, 32: 0.75},
+}
+"""LAP's README, CIFAR-10 on PreActResNet-18: beta by base method and eps in grey levels."""
+
+
+# those that come along
+
+
+RECIPES = sorted(str(file.relative_to(recipes_folder()).with_suffix("")) for file in recipes_folder().rglob("*.yaml"))
+
+
+def test_the_recipes_are_listed_with_their_first_line(cli: Cli) -> None:
+    lines = cli("list", "recipes").out.splitlines()
+
+    assert [line.split()[0] for line in lines[1:]] == RECIPES
+    assert all("#" not in line and len(line.split()) > 4 for line in lines[1:])
+
+
+def test_lap_has_its_twelve_recipes() -> None:
+    assert {name for name in RECIPES if name.startswith("lap/")} == {
+        f"lap/cifar10-{base}-eps{eps}" for base in BETA for eps in BETA[base]
+    }
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_valid(name: str, planned: Plan) -> None:
+    call = planned("--config", name)
+
+    assert isinstance(build.recipe(call), Recipe)
+    assert call["data"]["name"] in DATASETS
+    assert call["model"]["name"] in MODELS
+    Settings(**{**call["settings"], "milestones": tuple(call["settings"]["milestones"])})
+
+
+@pytest.mark.parametrize("base", BETA)
+@pytest.mark.parametrize("eps", [8, 12, 16, 32])
+def test_laps_recipes_have_the_published_values(base: str, eps: int, planned: Plan) -> None:
+    call = planned("--config", f"lap/cifar10-{base}-eps{eps}")
+    recipe, settings = build.recipe(call), call["settings"]
+
+    assert call["method"]["name"] == f"{base}-lap"
+    assert recipe.threat.eps == eps / 255
+    assert recipe.weight_perturbation is not None
+    assert recipe.weight_perturbation.size == LayerAware(BETA[base][eps], 0.3)
+    assert recipe.attack is not None
+    assert recipe.attack.rel_step_size == {"v": 1.0, "r": 1.25, "n": 1.0}[base]
+    assert recipe.attack.project is (base != "n")
+    assert (call["data"]["name"], call["data"]["val_fraction"]) == ("cifar10", 0)
+    assert call["model"] == {"name": "preact-resnet18", "width": None}
+    assert (settings["epochs"], settings["batch_size"], settings["lr"]) == (30, 128, 0.2)
+    assert (settings["schedule"], settings["weight_decay"]) == ("cyclic", 5e-4)
+    assert (settings["momentum"], settings["momentum_low"], settings["bf16"]) == (0.9, 0.8, False)
+
+
+@pytest.mark.parametrize("suffix", ["", ".yaml"])
+def test_a_recipe_by_short_name_and_by_path(suffix: str, planned: Plan) -> None:
+    by_name = planned("--config", f"lap/cifar10-n-eps8{suffix}")
+    by_path = planned("--config", str(recipes_folder() / "lap/cifar10-n-eps8.yaml"))
+
+    assert by_name == by_path
+
+
+def test_ones_own_file_goes_before_a_recipe_that_comes_along(here: Path, planned: Plan) -> None:
+    Path("lap").mkdir()
+    Path("lap/cifar10-n-eps8").write_text("method: trades\n")
+
+    assert find_recipe("lap/cifar10-n-eps8") == Path("lap/cifar10-n-eps8")
+    assert planned("--config", "lap/cifar10-n-eps8")["method"]["name"] == "trades"
+
+
+def test_a_recipe_trains_after_a_change_of_data(cli: Cli) -> None:
+    words = ("--data", "digits", "--model", "small-cnn", "--val-fraction", "0.05")
+    result = cli("train", "--config", "lap/cifar10-n-eps16", *words, *FAST, "--run", "r")
+
+    assert result.code == 0
+    assert "n-lap(eps=16/255, beta=0.005" in result.out
+
+
+# files
+
+
+@pytest.fixture
+def config(here: Path) -> Callable[[str], str]:
+    def write(text: str) -> str:
+        Path("mine.yaml").write_text(text)
+        return "mine.yaml"
+
+    return write
+
+
+def test_a_recipe_is_read(config: Callable[[str], str], planned: Plan) -> None:
+    text = "method: n-lap\neps: 8/255\nbatch-size: 64\nweight_decay: 1e-3\nascent: true\nmilestones: [0.2, 0.4]\n"
+    text += "flip: null\nrun: null\nmodel: preact_resnet18\nwidth: 8\nattack: clean,fgsm\n"
+    call = planned("--config", config(text))
+
+    assert call["method"]["name"] == "n-lap"
+    assert args_of(call)["eps"] == 8 / 255
+    assert args_of(call)["ascent"] is True
+    assert (call["settings"]["batch_size"], call["settings"]["weight_decay"]) == (64, 1e-3)
+    assert call["settings"]["milestones"] == [0.2, 0.4]
+    assert call["settings"]["flip"] is None
+    assert call["model"] == {"name": "preact-resnet18", "width": 8}
+    assert call["attack"] == "clean,fgsm"
+
+
+def test_the_command_line_wins_over_the_recipe(config: Callable[[str], str], planned: Plan) -> None:
+    file = config("method: n-lap\neps: 8/255\nepochs: 3\nseed: 4\nascent: true\n")
+    call = planned("--epochs=5", f"--config={file}", "--eps", "0.3", "--no-ascent")
+
+    assert (call["settings"]["epochs"], call["settings"]["seed"]) == (5, 4)
+    assert (args_of(call)["eps"], args_of(call)["ascent"]) == (0.3, False)
+
+
+def test_a_method_on_the_command_line_wins_over_the_recipe(config: Callable[[str], str], planned: Plan) -> None:
+    call = planned("r-lap", "--config", config("method: n-lap\nbeta: 0.5\n"))
+
+    assert (call["method"]["name"], args_of(call)["beta"]) == ("r-lap", 0.5)
+
+
+def test_the_recipe_wins_over_the_presets_of_its_data(config: Callable[[str], str], planned: Plan) -> None:
+    call = planned("--config", config("method: n-lap\ndata: mnist\nlr: 0.3\n"))
+
+    assert (call["data"]["name"], call["settings"]["lr"], call["settings"]["epochs"]) == ("mnist", 0.3, 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "fragments"),
+    [
+        ("method: n-lap\nbtea: 1\n", 2, ["mine.yaml", "'btea'", "did you mean beta"]),
+        ("method: n-lap\nsteps: 1\n", 2, ["mine.yaml", "'steps'"]),
+        ("method: n-lpa\n", 1, ["'n-lpa'", "did you mean n-lap"]),
+        ("eps: 8/255\n", 2, ["which method?"]),
+        ("a: [1\n", 1, ["mine.yaml is not YAML", "line 1"]),
+        ("- n-lap\n", 1, ["mine.yaml must hold settings"]),
+        ("n-lap\n", 1, ["mine.yaml must hold settings"]),
+        ("", 1, ["mine.yaml must hold settings"]),
+        ("method: n-lap\nepochs: many\n", 2, ["--epochs needs a whole number", "'many'"]),
+        ("method: n-lap\nepochs: {a: 1}\n", 2, ["--epochs needs a whole number"]),
+        ("method: n-lap\neps: 8/0\n", 1, ["eps must be a number or a fraction", "'8/0'"]),
+    ],
+)
+def test_a_recipe_that_is_none(
+    text: str, code: int, fragments: list[str], config: Callable[[str], str], cli: Cli
+) -> None:
+    assert_error(cli("train", "--config", config(text)), code, *fragments)
+
+
+def test_a_setting_whose_name_is_a_number(config: Callable[[str], str], cli: Cli) -> None:
+    assert_error(cli("train", "--config", config("method: n-lap\n8: 3\n")), 2, "mine.yaml", "unknown setting")
+
+
+def test_a_recipe_that_is_no_text(here: Path, cli: Cli) -> None:
+    Path("mine.yaml").write_bytes(b"\xff\xfe\x00\x01")
+
+    assert_error(cli("train", "--config", "mine.yaml"), 1, "mine.yaml")
+
+
+def test_no_python_object_is_made_from_a_recipe(config: Callable[[str], str], cli: Cli) -> None:
+    text = "method: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path [evil]]\n"
+    result = cli("train", "--config", config(text))
+
+    assert_error(result, 1, "mine.yaml")
+    assert not Path("evil").exists()
+
+
+def test_a_missing_recipe_names_the_nearest(config: Callable[[str], str], cli: Cli) -> None:
+    config("method: n-lap\n")
+
+    assert_error(cli("train", "--config", "mien.yaml"), 1, "cannot read mien.yaml", "did you mean mine.yaml?")
+    assert_error(cli("train", "--config", "nowhere/at.yaml"), 1, "nowhere/at.yaml", "gambeson list recipes")
+    Path("folder").mkdir()
+    assert_error(cli("train", "--config", "folder"), 1, "cannot read folder")
+
+
+def test_the_working_directory_is_no_recipe(cli: Cli) -> None:
+    assert_error(cli("train", "--config", "."), 1, "cannot read .")
+
+
+def test_a_misspelt_recipe_that_comes_along_names_the_nearest(cli: Cli) -> None:
+    assert_error(cli("train", "--config", "lap/cifar10-n-eps88"), 1, "did you mean", "lap/cifar10-n-eps8")
+
+
+def test_fractions_in_a_recipe_are_numbers_wherever_they_stand(config: Callable[[str], str]) -> None:
+    assert read_yaml(Path(config("eps: 8/255\nmilestones: [1/4, 3/4]\nrun: a/b\n")), Path()) == {
+        "eps": 8 / 255,
+        "milestones": [0.25, 0.75],
+        "run": "a/b",
+    }
+
+
+def test_read_yaml_raises_input_errors(here: Path) -> None:
+    with pytest.raises(InputError, match="cannot read none"):
+        read_yaml(Path("none.yaml"), Path())
