@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from gambeson.engine.sentinel import has_collapsed
+
 # glibc otherwise gives large tensors back to the kernel and faults them in again at every pass: a tenth of the time.
 GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
@@ -91,12 +93,23 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
             values = [100 * record["accuracy"][attack]["value"] for _, record in done]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})")
-        events, seconds = 0, []
+        events, watched, seconds = 0, 0, []
         for seed, _ in done:
             metrics = (folder(runs, label, seed) / "metrics.jsonl").read_text().splitlines()
-            events += any("catastrophic" in line for line in metrics)
-            seconds.append(max(json.loads(line)["seconds"] for line in metrics))
-        shown = [label, str(len(done)), *cells, f"{events} of {len(done)}", f"{statistics.median(seconds):.0f}"]
+            rows_logged = [json.loads(line) for line in metrics]
+            looks = [row for row in rows_logged if "probe/pgd10_acc" in row]
+            if looks:
+                best = max(row["probe/pgd10_acc"] for row in looks)
+                events += has_collapsed(looks[-1]["probe/fgsm_acc"], looks[-1]["probe/pgd10_acc"], best)
+            watched += bool(looks)
+            seconds.append(max(row["seconds"] for row in rows_logged))
+        shown = [
+            label,
+            str(len(done)),
+            *cells,
+            f"{events} of {watched}" if watched else "-",
+            f"{statistics.median(seconds):.0f}",
+        ]
         lines.append(f"| {' | '.join(shown)} |")
     return "\n".join(lines)
 

@@ -34,13 +34,29 @@ class Probe:
         return self.fgsm - self.pgd
 
 
+def has_collapsed(fgsm: float, pgd: float, best: float, gap: float = 0.2) -> bool:
+    """Whether a model has learned to answer one step instead of the ball.
+
+    `fgsm - pgd >= gap`, and PGD accuracy is below half its running maximum (it fell) or below a quarter of FGSM
+    accuracy (it never rose). The gap alone would fire on a merely weak attack, the others alone on noise at the start.
+
+    Args:
+        fgsm: FGSM accuracy.
+        pgd: PGD accuracy.
+        best: Running maximum of PGD accuracy.
+        gap: Smallest difference that counts.
+
+    Examples:
+        >>> has_collapsed(0.42, 0.0, 0.1), has_collapsed(0.88, 0.60, 0.61)
+        (True, False)
+    """
+    return fgsm - pgd >= gap and (pgd < best / 2 or pgd < fgsm / 4)
+
+
 class Sentinel:
     """Watches a single-step method for catastrophic overfitting.
 
-    The verdict is collapse when PGD-10 accuracy has fallen below half its running maximum while FGSM accuracy stays at
-    least `gap` above it: the model has learned to answer one step, not the ball. Both are measured in evaluation mode
-    on the same images each time. The first condition alone would fire on noise at the start, the second alone on a
-    merely weak attack.
+    Both accuracies are measured in evaluation mode on the same images each time; `has_collapsed` is the verdict.
 
     Args:
         probe: Fixed images, not augmented.
@@ -54,7 +70,7 @@ class Sentinel:
         NeurIPS 2020.
 
     Departures:
-        The rule combines the two published symptoms; the thresholds are ours.
+        The rule combines the two published symptoms and adds a third; the thresholds are ours.
     """
 
     def __init__(self, probe: Batch, threat: Threat, num_classes: int, seed: int, gap: float = 0.2) -> None:
@@ -71,7 +87,7 @@ class Sentinel:
             values.append(judge(model, x_adv, self.probe.y, self.num_classes).float().mean().item())
         fast, strong = values
         self.best = max(self.best, strong)
-        return Probe(fast, strong, collapsed=strong < self.best / 2 and fast - strong >= self.gap)
+        return Probe(fast, strong, has_collapsed(fast, strong, self.best, self.gap))
 
     def state_dict(self) -> dict[str, Any]:
         """What the verdict depends on."""

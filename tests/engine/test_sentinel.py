@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,7 +8,13 @@ from torch import Tensor, nn
 
 from gambeson.core.threat import Linf
 from gambeson.core.types import Batch
+from gambeson.data import load
+from gambeson.engine.run import Run
 from gambeson.engine.sentinel import Probe, Sentinel
+from gambeson.engine.settings import Settings
+from gambeson.engine.trainer import Trainer
+from gambeson.methods import METHODS
+from gambeson.models import create
 
 Net = Callable[..., nn.Sequential]
 Images = Callable[..., Batch]
@@ -58,8 +65,8 @@ def test_a_collapse_after_health_is_told() -> None:
     assert collapsed.collapsed
 
 
-def test_a_model_that_was_never_robust_has_not_collapsed() -> None:
-    assert not sentinel().look(Answers(shortcut), 0).collapsed
+def test_a_model_that_answers_one_step_and_was_never_robust_has_collapsed() -> None:
+    assert sentinel().look(Answers(shortcut), 0).collapsed
 
 
 def test_a_model_that_is_weak_against_both_attacks_has_not_collapsed() -> None:
@@ -77,7 +84,9 @@ def test_a_model_that_is_weak_against_both_attacks_has_not_collapsed() -> None:
         (0.8, 0.8, 0.40, False),  # not below half
         (0.8, 0.5, 0.35, False),  # a small gap
         (0.8, 0.55, 0.35, True),  # the gap counts from 0.2 on
-        (0.0, 1.0, 0.0, False),
+        (0.0, 1.0, 0.0, True),  # it never rose
+        (0.2, 0.8, 0.2, False),  # not below a quarter of FGSM
+        (0.1, 0.15, 0.0, False),  # a small gap again
         (0.3, 1.0, 0.5, False),  # a new maximum
     ],
 )
@@ -124,3 +133,22 @@ def test_looking_changes_nothing_and_is_reproducible(tiny_net: Net, tiny_batch: 
 
 def test_the_gap_is_fgsm_minus_pgd() -> None:
     assert Probe(0.75, 0.5, False).gap == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "eps", "arguments", "collapsed"),
+    [("fgsm", 0.3, {}, True), ("n-lap", 0.2, {"beta": 0.005}, False)],
+)
+def test_real_digits(name: str, eps: float, arguments: dict[str, float], collapsed: bool, tmp_path: Path) -> None:
+    """FGSM training collapses at eps 0.3, N-LAP at 0.2 does not."""
+    data = load("digits", val_fraction=0)
+    recipe = METHODS[name](eps=eps, **arguments)
+    model = create("small-cnn", data.facts.task, seed=0)
+    settings = Settings(epochs=12, lr=0.1, probe_every=66)
+    trainer = Trainer(model, recipe, data.train, data.val, data.facts.task, settings)
+    run = Run.create(tmp_path / "run", {})
+    trainer.fit(run)
+    looks = [row for row in run.rows() if "probe/gap" in row]
+    assert [row["step"] for row in looks] == [0, 66, 132]
+    assert ("event" in looks[-1]) == collapsed
+    assert collapsed == (looks[-1]["probe/gap"] > 0.3)
