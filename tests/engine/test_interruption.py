@@ -23,6 +23,14 @@ def obeyed() -> Iterator[list[int]]:
         signal.signal(s, handler)
 
 
+@pytest.fixture
+def foreground() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a shell's background job does not begin with."""
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, old)
+
+
 def send(signum: int) -> None:
     os.kill(os.getpid(), signum)
 
@@ -58,6 +66,7 @@ def test_a_second_signal_is_obeyed(signum: int, obeyed: list[int]) -> None:
     assert obeyed == [signum, signum]
 
 
+@pytest.mark.usefixtures("foreground")
 def test_a_second_ctrl_c_interrupts() -> None:
     def twice() -> None:
         with signals():
@@ -74,8 +83,9 @@ def test_a_second_ctrl_c_interrupts() -> None:
 def test_a_second_signal_ends_the_process(signum: int) -> None:
     """In a process of its own, with the handlers that Python begins with."""
     code = f"""
-import os
+import os, signal
 from gambeson.engine.interruption import signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with signals() as caught:
     os.kill(os.getpid(), {int(signum)})
     print("first", caught, flush=True)
