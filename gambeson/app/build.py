@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gambeson.core.errors import CheckpointError, InputError, RunError
+from gambeson.core.layout import preferred_layout
 from gambeson.core.types import Task
 from gambeson.data import Splits, hold_out, load
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
@@ -123,7 +124,7 @@ def trainer(call: dict[str, Any], data: Splits, where: torch.device) -> Trainer:
     )
 
 
-def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Task, str]:
+def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Task, str, int]:
     """The model of a run, from a checkpoint for use.
 
     Args:
@@ -132,7 +133,7 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
         where: Device.
 
     Returns:
-        The model, its task, and the name of the checkpoint that was read.
+        The model, its task, the name of the checkpoint that was read, and its step.
 
     Raises:
         CheckpointError: No such checkpoint, damaged, or of another method or model than the run's.
@@ -150,8 +151,8 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     task = Task(**{**header["task"], "mean": tuple(header["task"]["mean"]), "std": tuple(header["task"]["std"])})
     model = create(run.call["model"]["name"], task, width=run.call["model"]["width"], seed=0)
     load_weights(model, section(tensors, "model"), run.checkpoint(name))
-    layout = torch.channels_last if where.type == "cpu" else torch.contiguous_format
-    return model.to(where, memory_format=layout).eval(), task, name  # type: ignore[call-overload]
+    layout = preferred_layout(model, where)
+    return model.to(where, memory_format=layout).eval(), task, name, header["step"]  # type: ignore[call-overload]
 
 
 def new_run_path(root: Path, stem: str) -> Path:

@@ -32,7 +32,7 @@ def overview(root: Path) -> list[dict[str, Any]]:
             }
             row["state"] = _state(run)
             row |= _scores(run)
-        except (RunError, CheckpointError, KeyError, ValueError):
+        except (RunError, CheckpointError, KeyError, TypeError, ValueError):
             row["state"] = "damaged"
     return rows
 
@@ -74,27 +74,40 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _state(run: Run) -> str:
+    run.rows()  # says so if they are damaged
     if run.checkpoint("final").is_file():
         return "done"
     last = run.checkpoint("last")
     return f"step {read_header(last)['step']}" if last.is_file() else "not begun"
 
 
-def _scores(run: Run) -> dict[str, str | None]:
-    best: dict[str, Any] = {}
-    for row in run.rows():
-        if "val/pgd10_acc" in row and row["val/pgd10_acc"] >= best.get("val/pgd10_acc", -1):
-            best = row
-    own = run.call["data"]["name"]
-    tests = [e for e in run.evaluations().values() if e["split"] == "test" and e["data"] == own]
-    newest = next((e for e in reversed(tests) if e["checkpoint"] == "best"), tests[-1] if tests else None)
-    values: tuple[float | None, ...] = (
+def _scores(run: Run) -> dict[str, float | None]:
+    best = (read_header(run.checkpoint("best"))["best"] or {}) if run.checkpoint("best").is_file() else {}
+    name = "best" if best else "final"
+    tests = [e for e in _current(run).values() if e["data"] == run.call["data"]["name"] and e["checkpoint"] == name]
+    clean = max(tests, key=lambda e: e["n"], default=None)
+    attacked = max((e for e in tests if len(e["accuracy"]) > 1), key=lambda e: e["n"], default=None)
+    values = (
         best.get("val/clean_acc"),
         best.get("val/pgd10_acc"),
-        newest["accuracy"]["clean"]["value"] if newest else None,
-        newest["worst"]["value"] if newest else None,
+        clean["accuracy"]["clean"]["value"] if clean else None,
+        attacked["worst"]["value"] if attacked else None,
     )
-    return {key: None if value is None else f"{100 * value:.1f}" for key, value in zip(SCORES, values, strict=True)}
+    return dict(zip(SCORES, values, strict=True))
+
+
+def _current(run: Run) -> dict[str, dict[str, Any]]:
+    """The evaluations on test sets that speak of the weights that the run has now.
+
+    A run that was evaluated, resumed and evaluated again keeps both; the first one measured other weights.
+    """
+    files = {name: run.checkpoint(name) for name in ("best", "final", "last")}
+    steps = {name: read_header(file)["step"] for name, file in files.items() if file.is_file()}
+    return {
+        name: record
+        for name, record in run.evaluations().items()
+        if record["split"] == "test" and record["step"] == steps.get(record["checkpoint"])
+    }
 
 
 def _settings(call: dict[str, Any]) -> dict[str, Any]:
@@ -102,15 +115,14 @@ def _settings(call: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outcomes(run: Run) -> dict[str, dict[str, Any]]:
-    """The newest test outcome per checkpoint, budget and attack."""
-    found = {}
-    for name, record in run.evaluations().items():
-        if record["split"] != "test":
-            continue
+    """Outcomes per checkpoint, attack and budget: of the most examples, and then the newest."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, record in _current(run).items():
         arrays = run.outcomes(name)
         for attack, accuracy in record["accuracy"].items():
             budget = "" if attack == "clean" else f" {record['norm']} {record['eps']:.4g}"
             where = "" if record["data"] == run.call["data"]["name"] else f" on {record['data']}"
             key = f"{record['checkpoint']} {attack}{budget}{where}"
-            found[key] = {"accuracy": accuracy, "y": arrays["y"], "correct": arrays[attack]}
+            if key not in found or record["n"] >= found[key]["accuracy"]["n"]:
+                found[key] = {"accuracy": accuracy, "y": arrays["y"], "correct": arrays[attack]}
     return found

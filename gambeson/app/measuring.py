@@ -38,7 +38,7 @@ def evaluate(args: list[str]) -> int:
     threat = build.recipe(run.call).threat
     if options.eps is not None or options.norm is not None:
         threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
-    model, task, name = build.load_model(run, options.checkpoint, build.device(options.device))
+    model, task, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
         splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
@@ -68,7 +68,7 @@ def evaluate(args: list[str]) -> int:
         options.seed,
         options.json,
     )
-    described = {"checkpoint": name, "data": facts.name, "split": options.split}
+    described = {"checkpoint": name, "step": step, "data": facts.name, "split": options.split}
     record = save_report(run, report, described)
     if options.json:
         print(json.dumps(record, indent=2))

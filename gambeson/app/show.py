@@ -39,8 +39,8 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
     parameters = sum(p.numel() for p in trainer.model.parameters())
     out.print(f"[bold]{call['method']['name']}[/bold]({arguments})", soft_wrap=True)
     out.print(
-        f"{escape(data.facts.name)}: {len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test;"
-        f" {call['model']['name']} with {parameters:,} parameters on {trainer.device};"
+        f"{escape(data.facts.name)}: {len(data.train):,} train, {len(data.val):,} val, {len(data.test):,} test,"
+        f" {_shape(data)}; {call['model']['name']} with {parameters:,} parameters on {trainer.device};"
         f" {settings.epochs} {'epochs' if settings.epochs > 1 else 'epoch'}, batch {settings.batch_size},"
         f" {settings.schedule} lr to {settings.lr:g}, seed {settings.seed}",
         soft_wrap=True,
@@ -110,9 +110,9 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
         table.add_row(name, _interval(found.accuracy(name)))
     if len(found.outcomes) > 2:
         table.add_row("worst of all", _interval(found.worst()), style="bold")
-    out.print(table)
+    _print(table)
     if per_class:
-        out.print(_class_table(found))
+        _print(_class_table(found))
     warn_of_failures(found)
 
 
@@ -133,7 +133,7 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
     for label, found in reports:
         note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
         table.add_row(note, *[_interval(found.accuracy(name)) for name in found.outcomes])
-    out.print(table)
+    _print(table)
     for _, found in reports:
         warn_of_failures(found)
     note = "[..]: Wilson 95 % intervals."
@@ -156,21 +156,27 @@ def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
     table = _table("run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4)
     for row in rows:
         shown = [value for key, value in row.items() if key != "model"]
-        table.add_row(*[escape(str(value)) if value is not None else "-" for value in shown])
-    out.print(table)
+        cells = [f"{100 * value:.1f}" if isinstance(value, float) else value for value in shown]
+        table.add_row(*[escape(str(cell)) if cell is not None else "-" for cell in cells])
+    _print(table)
 
 
 def comparison(found: Mapping[str, Any]) -> None:
     """The tables of `runs compare`."""
     names = found["runs"]
-    table = _table("setting", *names, left=1 + len(names))
-    for key, values in found["settings"].items():
-        table.add_row(key, *[escape(_short(value)) for value in values])
-    out.print(table)
+    if found["settings"]:
+        table = _table("setting", *names, left=1 + len(names))
+        for key, values in found["settings"].items():
+            table.add_row(key, *["-" if value is None else escape(_short(value)) for value in values])
+        _print(table)
+    else:
+        out.print("all settings are equal")
     table = _table("test accuracy, % [95 %]", *names)
     for key, values in found["accuracy"].items():
-        table.add_row(key, *[_interval(Interval(**value)) if value else "-" for value in values])
-    out.print(table)
+        sizes = {value["n"] for value in values if value}
+        label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
+        table.add_row(label, *[_interval(Interval(**value)) if value else "-" for value in values])
+    _print(table)
     for line in found["paired"]:
         verdict = "differ" if line["p"] < 0.05 else "not significantly different"
         out.print(
@@ -188,12 +194,20 @@ def names(topic: str, rows: Mapping[str, str]) -> None:
         out.print(f"  {name:<{width}}  {escape(text)}", soft_wrap=True)
 
 
+def _shape(data: Splits) -> str:
+    return f"{data.facts.channels}x{data.facts.size}x{data.facts.size}"
+
+
+def _print(table: Table) -> None:
+    """Print a table at the width it needs: on a narrow terminal lines wrap, but no number is cut."""
+    needed = out.measure(table, options=out.options.update(max_width=10_000)).maximum
+    (out if needed <= out.width else _Console(width=needed, highlight=False)).print(table)
+
+
 def _table(*columns: str, left: int = 1) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(
-            escape(column), justify="left" if number < left else "right", no_wrap=number < left or " " not in column
-        )
+        table.add_column(escape(column), justify="left" if number < left else "right", no_wrap=True)
     return table
 
 

@@ -125,11 +125,11 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
     reports: list[tuple[str, Report]] = []
     for name in dict.fromkeys(["best" if run.checkpoint("best").is_file() else "final", "final"]):
         if reports and trainer.best and trainer.best["step"] == trainer.total:
-            report = reports[0][1]  # the last weights are the best ones
+            report, step = reports[0][1], trainer.total  # the last weights are the best ones
         else:
-            model, _, name = build.load_model(run, name, trainer.device)
+            model, _, name, step = build.load_model(run, name, trainer.device)
             report = measure(model, x[:count], y[:count], run.call["attack"], trainer.recipe.threat, class_names)
-        save_report(run, report, {"checkpoint": name, "data": run.call["data"]["name"], "split": "test"})
+        save_report(run, report, {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"})
         reports.append((name, report))
     show.final(run, trainer, reports)
     return 0

@@ -87,7 +87,7 @@ def download(remote: Remote, root: Path) -> Path:
         DataError: If the server is out of reach, the folder cannot be written, or the checksum differs.
     """
     import pooch
-    import requests  # type: ignore[import-untyped]
+    import requests
 
     folder = root / remote.folder
     new = [path for path in (folder, *folder.parents) if not path.exists()]

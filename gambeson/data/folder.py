@@ -62,7 +62,10 @@ def _class_names(base: Path) -> list[str]:
     names = sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if len(names) < 2:
         found = f"only {names[0]}" if names else "none"
-        raise DataError(f"{base} must have one sub-folder per class, at least 2, found {found}", hint="see folder:PATH")
+        raise DataError(
+            f"{base} must have one sub-folder per class, at least 2, found {found}",
+            hint="put the images of each class into a folder of their own, such as PATH/cat/1.png",
+        )
     return names
 
 

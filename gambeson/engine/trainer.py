@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.core.errors import CheckpointError, DivergenceError
+from gambeson.core.layout import preferred_layout
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch, Task
 from gambeson.data.loader import Loader, to_unit
@@ -76,8 +77,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:
         self.device = torch.device(device)
-        last = self.device.type == "cpu" if settings.channels_last is None else settings.channels_last
-        layout = torch.channels_last if last else torch.contiguous_format
+        layout = preferred_layout(model, self.device, settings.channels_last)
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.settings, self.task = recipe, settings, task
         self.description = description or {}
@@ -152,6 +152,7 @@ class Trainer:
                 if caught and self.step < self.total:
                     raise Interrupted(caught[0], self.step)
             self.save_weights(run, "final")
+            self.elapsed = time.monotonic() - began
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the rest of the training depends on: tensors, and a header for JSON."""

@@ -84,7 +84,7 @@ def v_lap(
     weight_norm: WeightNorm = "l2",
     extra_backward: bool = False,
 ) -> Recipe:
-    """V-LAP: layer-aware adversarial weight perturbation on FGSM. See `n_lap` for the mathematics and the arguments.
+    """V-LAP: layer-aware adversarial weight perturbation on FGSM. See n-lap for the mathematics and the arguments.
 
     Args:
         eps: Budget, fraction of the pixel range.
@@ -115,7 +115,7 @@ def r_lap(
     weight_norm: WeightNorm = "l2",
     extra_backward: bool = False,
 ) -> Recipe:
-    """R-LAP: layer-aware adversarial weight perturbation on RS-FGSM. See `n_lap` for the mathematics and the arguments.
+    """R-LAP: layer-aware adversarial weight perturbation on RS-FGSM. See n-lap for the mathematics and the arguments.
 
     Args:
         eps: Budget, fraction of the pixel range.

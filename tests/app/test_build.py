@@ -102,10 +102,11 @@ def test_a_training_size_below_the_number_of_classes_is_explained() -> None:
 
 
 def test_the_checkpoint_for_use_is_the_best(trained: Path) -> None:
-    model, task, name = build.load_model(Run.open(trained), "best", torch.device("cpu"))
+    model, task, name, step = build.load_model(Run.open(trained), "best", torch.device("cpu"))
     weights = tensors_of(trained / "checkpoints/best.safetensors")
 
     assert (name, task.num_classes, model.training) == ("best", 10, False)
+    assert step == header_of(trained / "checkpoints/best.safetensors")["step"]
     assert all(torch.equal(t, weights[f"model/{key}"]) for key, t in model.state_dict().items())
 
 

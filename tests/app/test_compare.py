@@ -160,9 +160,51 @@ def test_the_overview_has_a_row_per_run(finished: Finished, cli: Cli) -> None:
         "small-cnn",
         "done",
     )
-    assert rows[0]["test worst"] == f"{100 * evaluation['worst']['value']:.1f}"
+    assert rows[0]["test worst"] == evaluation["worst"]["value"]
     assert "runs/a   n-lap    digits   done" in result.out
     assert "empty" not in result.out
+
+
+def test_a_smaller_evaluation_does_not_take_the_place_of_a_larger_one(finished: Finished, cli: Cli) -> None:
+    finished("runs/a")
+    before = json.loads(cli("runs", "list", "--json").out)
+    cli("evaluate", "runs/a", "--attack", "fgsm", "--test-size", "5")
+    found = json.loads(cli("runs", "compare", "runs/a", "runs/a", "--json").out)
+
+    assert json.loads(cli("runs", "list", "--json").out) == before
+    assert {value["n"] for values in found["accuracy"].values() for value in values} == {50}
+
+
+def test_an_evaluation_of_earlier_weights_is_not_shown(finished: Finished, cli: Cli) -> None:
+    """Evaluated, resumed, changed: the old number speaks of other weights."""
+    run = finished("runs/a")
+    file = run / "evaluations/best-test-fgsm-1.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({**record, "step": record["step"] - 1}))
+    row = json.loads(cli("runs", "list", "--json").out)[0]
+    found = json.loads(cli("runs", "compare", "runs/a", "runs/a", "--json").out)
+
+    assert row["test clean"] is None
+    assert not any(key.startswith("best") for key in found["accuracy"])
+
+
+def test_a_run_evaluated_without_attack_has_no_robust_accuracy(cli: Cli, here: Path) -> None:
+    words = ["--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean", "--run", "runs/a"]
+    assert cli("train", "standard", *words).code == 0
+    row = json.loads(cli("runs", "list", "--json").out)[0]
+
+    assert row["test clean"] > 0
+    assert row["test worst"] is None
+
+
+def test_no_number_is_cut_on_a_narrow_terminal(finished: Finished, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "runs/a-run-with-a-name-that-is-longer-than-the-terminal-is-wide-and-then-some-more"
+    finished(name)
+    monkeypatch.setenv("COLUMNS", "40")
+    result = cli("runs", "list")
+
+    assert name in result.out
+    assert "…" not in result.out
 
 
 def test_an_empty_folder_says_how_to_begin(here: Path, cli: Cli) -> None:

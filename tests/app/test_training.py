@@ -63,7 +63,7 @@ def test_training_says_what_it_does_and_what_came_of_it(cli: Cli) -> None:
 
     assert result.code == 0
     assert "n-lap(eps=0.2, beta=0.005, gamma=0.3" in result.out
-    assert "digits: 200 train, 70 val, 397 test; small-cnn with 65,834 parameters on cpu" in result.out
+    assert "digits: 200 train, 70 val, 397 test, 1x8x8; small-cnn with 65,834 parameters on cpu" in result.out
     assert "run directory: r[1]\n" in result.out
     assert "accuracy on the test set, Linf eps 0.2, n = 50" in result.out
     assert "best (step 2)" in result.out
