@@ -74,7 +74,9 @@ def evaluate(args: list[str]) -> int:
         print(json.dumps(record, indent=2))
     else:
         show.report(
-            report, f"{run.path.name}, checkpoint {name}, {facts.name} {options.split}", per_class=options.per_class
+            report,
+            f"{run.path.name}, checkpoint {name} (step {step}), {facts.name} {options.split}",
+            per_class=options.per_class,
         )
     return 0
 

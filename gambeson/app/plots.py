@@ -59,7 +59,12 @@ def curves(runs: Sequence[Run], path: Path) -> None:
                 points = [(row["epoch"], 100 * row[key]) for row in metrics if key in row]
                 if points:
                     axis.plot(
-                        *zip(*points, strict=True), style, color=colour, label=f"{name}, {LABELS[key]}", linewidth=1.5
+                        *zip(*points, strict=True),
+                        style,
+                        color=colour,
+                        label=f"{name}, {LABELS[key]}",
+                        linewidth=1.5,
+                        marker="." if len(points) < 3 else "",
                     )
         axis.set(title=title, xlabel="epoch", ylabel="accuracy, %", ylim=(0, 100))
         axis.grid(alpha=0.3)

@@ -26,7 +26,7 @@ def test_an_evaluation_is_shown_and_kept(cli: Cli, finished: Finished) -> None:
 
     assert result.code == 0
     assert result.err == ""
-    assert result.out.startswith("r, checkpoint best, digits test, Linf eps 0.2, n = 60\n")
+    assert result.out.startswith("r, checkpoint best (step 2), digits test, Linf eps 0.2, n = 60\n")
     assert [line.split()[0] for line in result.out.splitlines()[4:8]] == ["clean", "fgsm", "pgd-3-2", "worst"]
     assert new == [f"evaluations/best-test-fgsm-pgd-3-2-1.{kind}" for kind in ("json", "npz")]
     assert {name: after[name] for name in before} == before
@@ -97,7 +97,7 @@ def test_another_checkpoint(name: str, cli: Cli, finished: Finished) -> None:
     finished("r")
     result = cli("evaluate", "r", "--checkpoint", name, "--attack", "clean", "--test-size", "30")
 
-    assert result.out.startswith(f"r, checkpoint {name}, digits test")
+    assert result.out.startswith(f"r, checkpoint {name} (step 2), digits test")
     assert Path(f"r/evaluations/{name}-test-clean-1.json").is_file()
 
 
