@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gambeson.core.errors import CheckpointError, InputError, RunError
+from gambeson.core.errors import CheckpointError, InputError, RunError, require_known
 from gambeson.core.layout import preferred_layout
 from gambeson.core.types import Task
 from gambeson.data import Splits, hold_out, load
@@ -139,8 +139,7 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
         CheckpointError: No such checkpoint, damaged, or of another method or model than the run's.
         InputError: Another name.
     """
-    if name not in ("best", "final", "last"):
-        raise InputError(f"unknown checkpoint {name!r}", hint="known: best, final, last")
+    require_known("checkpoint", name, ("best", "final", "last"))
     if name == "best" and not run.checkpoint("best").is_file():
         name = "final" if run.checkpoint("final").is_file() else "last"
     tensors, header = load_checkpoint(run.checkpoint(name))

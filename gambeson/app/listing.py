@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gambeson.app.options import RunsOptions
-from gambeson.app.parsing import Parser, UsageError, split_words, values_of
+from gambeson.app.parsing import Parser, UsageError, options_of, split_words
 from gambeson.app.recipes import recipes_folder
 from gambeson.core.errors import InputError, nearest
 from gambeson.methods import METHODS
@@ -23,7 +23,7 @@ def runs(args: list[str]) -> int:
         print(parser.format_help(), end="")
         return 0
     words, rest = split_words(args, parser.flags)
-    options = RunsOptions(**values_of(parser.parse(rest), RunsOptions))
+    options = options_of(RunsOptions, parser.parse(rest))
     if not words or words[0] not in ("list", "compare"):
         hint = nearest(words[0], ("list", "compare")) if words else None
         raise UsageError("runs needs `list`, or `compare` and at least two runs", hint=hint)

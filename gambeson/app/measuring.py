@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import EvaluateOptions
-from gambeson.app.parsing import Parser, one_run, values_of
-from gambeson.core.errors import InputError
+from gambeson.app.parsing import parse_run
+from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
     from gambeson.engine.run import Run
@@ -18,22 +17,15 @@ if TYPE_CHECKING:
 
 def evaluate(args: list[str]) -> int:
     """`gambeson evaluate RUN [options]`."""
-    parser = Parser(
-        "gambeson evaluate RUN", "Measure clean and robust accuracy; outcomes per example are kept in the run."
-    )
-    parser.add(EvaluateOptions)
-    path, rest = one_run(args, parser, "evaluate")
-    options = EvaluateOptions(**values_of(parser.parse(rest), EvaluateOptions))
+    description = "Measure clean and robust accuracy; outcomes per example are kept in the run."
+    path, options = parse_run("evaluate", description, EvaluateOptions, args)
     check_attacks(options.attack, options.test_size)
     from gambeson.app import build, show
     from gambeson.core.threat import create_threat
     from gambeson.data import load
 
-    if options.split not in ("test", "val"):
-        raise InputError(f"unknown split {options.split!r}", hint="known: test, val")
-    if options.batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, got {options.batch_size}")
-    run = build.open_run(Path(path))
+    require_known("split", options.split, ("test", "val"))
+    run = build.open_run(path)
     build.use_threads(run.call)
     threat = build.recipe(run.call).threat
     if options.eps is not None or options.norm is not None:
@@ -96,7 +88,7 @@ def measure(
     from gambeson.app import show
     from gambeson.evaluation import evaluate as run_evaluation
 
-    names = [word.strip() for word in attacks.split(",") if word.strip()]
+    names = _names(attacks)
     with show.progress(quiet) as bar:
         total = len(y) * len({"clean", *names})
         task = bar.add_task("evaluating", total=total)
@@ -131,7 +123,7 @@ def save_report(run: Run, report: Report, described: dict[str, Any]) -> dict[str
     return record
 
 
-def check_attacks(names: str, size: int | None) -> None:
+def check_attacks(attacks: str, size: int | None) -> None:
     """Refuse unknown attacks and an empty test set before any work.
 
     Raises:
@@ -141,7 +133,9 @@ def check_attacks(names: str, size: int | None) -> None:
 
     if size is not None and size < 1:
         raise InputError(f"--test-size must be at least 1, got {size}")
+    for name in _names(attacks):
+        parse_attack(name)
 
-    for name in names.split(","):
-        if name.strip():
-            parse_attack(name)
+
+def _names(attacks: str) -> list[str]:
+    return [word.strip() for word in attacks.split(",") if word.strip()]

@@ -7,8 +7,9 @@ import difflib
 import inspect
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
@@ -17,6 +18,7 @@ from gambeson.core.threat import parse_eps
 
 RATIO = re.compile(r"\s*-?[0-9.]+\s*/\s*[0-9.]+\s*")
 NEGATIVE = re.compile(r"-[0-9.]")
+Options = TypeVar("Options")
 
 
 class UsageError(GambesonError):
@@ -80,8 +82,7 @@ class Parser(ArgumentParser):
 
     def format_help(self, formatter: Any = None) -> str:
         """The help text with hyphens in the option names."""
-        text = re.sub(r"--[a-z0-9_]+", lambda match: match[0].replace("_", "-"), str(super().format_help(formatter)))
-        return re.sub(r"\n<(?:function|class) [^\n]*>:\n", "\n", text)
+        return re.sub(r"--[a-z0-9_]+", lambda match: match[0].replace("_", "-"), str(super().format_help(formatter)))
 
     def _normalised(self, args: Sequence[str]) -> list[str]:
         known = {option for action in self._actions for option in action.option_strings}
@@ -205,18 +206,24 @@ def _ratios(value: Any) -> Any:
     return value
 
 
-def one_run(args: list[str], parser: Parser, command: str) -> tuple[str, list[str]]:
-    """The run directory on a command line, and the options."""
+def parse_run(command: str, description: str, schema: type[Options], args: Sequence[str]) -> tuple[Path, Options]:
+    """The run directory and the options of a command of the form `gambeson COMMAND RUN [options]`.
+
+    Raises:
+        UsageError: Not of that form.
+    """
+    parser = Parser(f"gambeson {command} RUN", description)
+    parser.add(schema)
     if "-h" in args or "--help" in args:
-        return "", ["--help"]
+        parser.parse(["--help"])
     words, rest = split_words(args, parser.flags)
     if len(words) != 1:
         raise UsageError(
             f"{command} needs one run directory, got {len(words)}", hint=f"gambeson {command} runs/digits-n-lap-1"
         )
-    return words[0], rest
+    return Path(words[0]), options_of(schema, parser.parse(rest))
 
 
-def values_of(values: dict[str, Any], schema: type) -> dict[str, Any]:
-    """The values that belong to the dataclass `schema`."""
-    return {f.name: values[f.name] for f in dataclasses.fields(schema)}
+def options_of(schema: type[Options], values: Mapping[str, Any]) -> Options:
+    """The dataclass `schema`, filled with those of the `values` that belong to it."""
+    return schema(**{f.name: values[f.name] for f in dataclasses.fields(schema)})  # type: ignore[arg-type]

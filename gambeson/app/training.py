@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from gambeson.app import presets
 from gambeson.app.listing import summary
 from gambeson.app.measuring import check_attacks, measure, save_report
 from gambeson.app.options import ResumeOptions, TrainOptions
-from gambeson.app.parsing import Parser, UsageError, flags_of, one_run, peek, split_words, values_of
+from gambeson.app.parsing import Parser, UsageError, flags_of, options_of, parse_run, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
 from gambeson.engine.settings import Settings
 from gambeson.methods import METHODS, method
@@ -40,15 +39,13 @@ def train(args: list[str]) -> int:
     name, function = method(words[0] if words else str(content["method"]))
     parser, method_names = train_parser(name, function, peek(args, "data") or str(content.get("data", "digits")))
     if file:
-        rest = _without(rest, "config")
         parser.set_defaults(defaults_from(parser, file, {k: v for k, v in content.items() if k != "method"}))
     values = parser.parse(rest)
 
     from gambeson.app import build, show
     from gambeson.engine.run import Run
 
-    options = TrainOptions(**{f.name: values[f.name] for f in fields(TrainOptions)})
-    settings = Settings(**{f.name: values[f.name] for f in fields(Settings)})
+    options, settings = options_of(TrainOptions, values), options_of(Settings, values)
     arguments = {key: values[key] for key in method_names}
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
@@ -73,15 +70,11 @@ def train(args: list[str]) -> int:
 
 def resume(args: list[str]) -> int:
     """`gambeson resume RUN`."""
-    parser = Parser(
-        "gambeson resume RUN", "Go on with an interrupted run, to the bit as if it had not been interrupted."
-    )
-    parser.add(ResumeOptions)
-    path, rest = one_run(args, parser, "resume")
-    options = ResumeOptions(**values_of(parser.parse(rest), ResumeOptions))
+    description = "Go on with an interrupted run, to the bit as if it had not been interrupted."
+    path, options = parse_run("resume", description, ResumeOptions, args)
     from gambeson.app import build, show
 
-    run = build.open_run(Path(path))
+    run = build.open_run(path)
     build.use_threads(run.call)
     data = build.splits(run.call, options.data_dir)
     trainer = build.trainer(run.call, data, build.device(options.device))
@@ -133,18 +126,6 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         reports.append((name, report))
     show.final(run, trainer, reports)
     return 0
-
-
-def _without(args: list[str], option: str) -> list[str]:
-    result, skip = [], False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg == f"--{option}":
-            skip = True
-        elif not arg.startswith(f"--{option}="):
-            result.append(arg)
-    return result
 
 
 def _stem(data: str) -> str:

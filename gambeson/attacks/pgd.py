@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 from gambeson.core.losses import NEEDS_CLEAN, InnerLoss, inner_loss
 from gambeson.core.modes import BatchNormMode, batch_norm, frozen
 from gambeson.core.threat import Threat, box
@@ -177,10 +177,8 @@ class PGD:
             raise InputError("give step_size or rel_step_size, not both")
         for step in (self.step_size, self.rel_step_size):
             _require(step is None or 0 <= step < math.inf, "the step of an attack must be finite and >= 0", step)
-        if self.bn not in ("running", "batch", "update"):
-            raise InputError(f"unknown BatchNorm mode {self.bn!r}", hint="known: running, batch, update")
-        if self.loss not in NEEDS_CLEAN:
-            raise InputError(f"unknown inner loss {self.loss!r}", hint=f"known: {', '.join(NEEDS_CLEAN)}")
+        require_known("BatchNorm mode", self.bn, get_args(BatchNormMode))
+        require_known("inner loss", self.loss, NEEDS_CLEAN)
 
     def __call__(self, model: nn.Module, batch: Batch, threat: Threat, rng: Generator) -> Tensor:
         """Adversarial images for `batch`, of its shape, detached, inside the ball (unless `project=False`) and [0, 1].

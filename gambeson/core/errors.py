@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class GambesonError(Exception):
@@ -46,6 +46,22 @@ class RunError(GambesonError):
 
 class DivergenceError(GambesonError):
     """Training met a NaN or infinite loss, or collapsed, and stopped."""
+
+
+def require_known(what: str, value: object, known: Collection[object]) -> None:
+    """Refuse a `value` that is not among the `known` ones.
+
+    Raises:
+        InputError: It is not; the hint lists them.
+
+    Examples:
+        >>> require_known("fill", "edge", ("zero", "reflect"))
+        Traceback (most recent call last):
+        gambeson.core.errors.InputError: unknown fill 'edge'
+        hint: known: zero, reflect
+    """
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}", hint=f"known: {', '.join(map(str, known))}")
 
 
 def nearest(name: str, known: Iterable[str], *, count: int = 3) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,8 +42,7 @@ def batch_norm(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     Raises:
         InputError: Another mode.
     """
-    if mode not in ("running", "batch", "update"):
-        raise InputError(f"unknown BatchNorm mode {mode!r}", hint="known: running, batch, update")
+    require_known("BatchNorm mode", mode, get_args(BatchNormMode))
     modules = list(model.modules())
     training = [m.training for m in modules]
     tracking = [(m, m.track_running_stats) for m in batch_norms(model)]

@@ -107,8 +107,7 @@ class Linf:
         delta = x_adv - x
         if isinstance(self.eps, (int, float)):
             return x + delta.clamp(-self.eps, self.eps)
-        eps = _as_tensor(self.eps)
-        return x + torch.minimum(torch.maximum(delta, -eps), eps)
+        return x + torch.minimum(torch.maximum(delta, -self.eps), self.eps)
 
     def sample(self, x: Tensor, rng: Generator, radius: float = 1.0) -> Tensor:
         """Uniform in `[-radius * eps, radius * eps]`, independently per value."""
@@ -200,10 +199,6 @@ def _check_tensor(eps: Tensor, largest: float) -> None:
     low, high = float(eps.min()), float(eps.max())
     if not 0 <= low <= high <= largest or high == math.inf:
         raise InputError(f"budgets must lie in [0, {largest:g}], got {low:g} to {high:g}")
-
-
-def _as_tensor(eps: float | Tensor) -> Tensor:
-    return torch.as_tensor(eps)
 
 
 def _norm(delta: Tensor) -> Tensor:

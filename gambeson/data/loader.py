@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch
 from gambeson.data.splits import Examples
@@ -50,8 +50,7 @@ class Loader:
                 f"the batch size must be between 1 and the {len(examples)} training images, got {batch_size}",
                 hint=f"use --batch-size {min(128, len(examples))} or less",
             )
-        if fill not in ("zero", "reflect"):
-            raise InputError(f"unknown fill {fill!r}", hint="known: zero, reflect")
+        require_known("fill", fill, ("zero", "reflect"))
         size = min(examples.x.shape[-2:])
         if pad < 0 or (fill == "reflect" and pad >= size):
             raise InputError(f"a crop padding of {pad} pixels does not fit images of {size} pixels")

@@ -146,13 +146,14 @@ def hold_out(
         num_classes: Number of classes that both parts must show.
         seed: Seed of the draw.
         class_names: Names by label for the message, or empty for numbers.
+        both: Refuse a split that leaves either part without a class; otherwise it is the caller's to judge.
 
     Returns:
         Positions of the rest and of the held-out examples, int64, both ascending.
 
     Raises:
         InputError: If `fraction` is outside [0, 1).
-        DataError: If a class would be absent from either part.
+        DataError: If a class would be absent from either part and `both` is set.
 
     Examples:
         >>> examples = Examples(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), torch.arange(20) % 2)

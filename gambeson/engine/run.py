@@ -28,7 +28,7 @@ class Run:
     ```
     run.json                     the call: method and its arguments, data, model, settings, versions
     metrics.jsonl                one JSON object per line, appended
-    checkpoints/                 last, best (by validation robust accuracy), final, healthy (for rollback)
+    checkpoints/                 last, best (by validation robust accuracy), final, healthy-STEP (for rollback)
     evaluations/NAME.json, .npz  accuracies, and the outcome of every example
     ```
 
@@ -97,7 +97,7 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, name: str) -> Path:
-        """The file of the checkpoint called `last`, `best`, `final` or `healthy`."""
+        """The file of the checkpoint called `last`, `best`, `final` or `healthy-STEP`."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def log(self, row: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 from gambeson.engine.optim import Schedule, learning_rate
 
 OnOverfitting = Literal["warn", "stop", "rollback"]
@@ -67,8 +67,7 @@ class Settings:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, known in (("on_overfitting", ("warn", "stop", "rollback")), ("fill", ("zero", "reflect"))):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
+            require_known(name, getattr(self, name), known)
         for name in ("pad", "probe_every"):
             if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")

@@ -56,12 +56,12 @@ def forward(net: nn.Module, images: dict[str, Tensor], views: tuple[str, ...]) -
         if view in logits:
             replay_statistics(net, *moved[view])
             continue
-        before = running_statistics(net) if views.count(view) > 1 else []
+        if views.count(view) == 1:
+            logits[view] = net(images[view])
+            continue
+        before = running_statistics(net)
         logits[view] = net(images[view])
-        if before:
-            moved[view] = (before, running_statistics(net))
-        else:
-            moved[view] = ([], [])
+        moved[view] = (before, running_statistics(net))
     return logits
 
 

@@ -229,9 +229,13 @@ class Trainer:
         load_optimizer(self.optimizer, section(tensors, "optimizer"), dict(self.model.named_parameters()))
         self.parts.load_state_dict(section(tensors, "parts"))
 
+    def _learning_rate(self, step: int) -> float:
+        settings = self.settings
+        return learning_rate(settings.schedule, step, self.total, settings.lr, settings.milestones)
+
     def _train_step(self) -> None:
         step, settings = self.step, self.settings
-        lr = learning_rate(settings.schedule, step, self.total, settings.lr, settings.milestones)
+        lr = self._learning_rate(step)
         momentum = cycled_momentum(settings.schedule, step, self.total, settings.momentum, settings.momentum_low)
         for group in self.optimizer.param_groups:
             group["lr"], group["momentum"] = lr, momentum
@@ -291,10 +295,9 @@ class Trainer:
     def _check_finite(self, run: Run) -> None:
         step = int(self.bad_step)
         if step < 2**62:
-            lr = learning_rate(self.settings.schedule, step, self.total, self.settings.lr, self.settings.milestones)
             raise DivergenceError(
-                f"the loss was NaN or infinite at step {step} (learning rate {lr:.3g}); the last good checkpoint is"
-                f" {run.checkpoint('last')}",
+                f"the loss was NaN or infinite at step {step} (learning rate {self._learning_rate(step):.3g}); the last"
+                f" good checkpoint is {run.checkpoint('last')}",
                 hint="lower --lr, or the method's perturbation (beta, gamma); or turn off --bf16",
             )
 

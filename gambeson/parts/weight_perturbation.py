@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
@@ -102,8 +102,7 @@ class WeightPerturbation:
             ("norm", ("l2", "linf")),
             ("decay", ("perturbed", "restored")),
         ):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}", hint=f"known: {', '.join(known)}")
+            require_known(name, getattr(self, name), known)
         if self.sign not in (1, -1):
             raise InputError(f"the sign of a weight perturbation is 1 (up the loss) or -1, got {self.sign}")
 

@@ -469,6 +469,8 @@ def test_the_average_is_what_is_validated_and_saved_for_use(make: Make, snapshot
 def test_an_average_and_bf16_go_together(make: Make) -> None:
     trainer, run = make(replace(standard(), parts=(EMA(0.9),)), bf16=True, epochs=1)
     trainer.fit(run)
+    assert int(trainer.parts[0].steps) == trainer.total
+    assert set(weights(run, "final")) == set(trainer.model.state_dict())  # the average has no wrapper's prefix
 
 
 def test_bf16_trains_float32_weights(make: Make) -> None:

@@ -215,7 +215,10 @@ def test_bytes_and_fractions_are_the_same_images(tiny_net: Net, tiny_examples: D
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_images_of_another_float_type_are_evaluated(dtype: torch.dtype, tiny_net: Net, tiny_examples: Data) -> None:
     data = tiny_examples()
-    evaluate(tiny_net(), (data.x / 255).to(dtype), data.y, ["fgsm"], Linf(0.02), num_classes=3)
+    report = evaluate(tiny_net(), (data.x / 255).to(dtype), data.y, ["fgsm"], Linf(0.02), num_classes=3)
+    assert {name: len(correct) for name, correct in report.outcomes.items()} == dict.fromkeys(
+        ("clean", "fgsm"), len(data.y)
+    )
 
 
 def test_labels_of_another_integer_type_are_evaluated() -> None:
