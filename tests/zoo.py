@@ -33,6 +33,9 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "at-awp": {"steps": 2},
     "trades-awp": {"steps": 2, "warmup": 1},
     "mart-awp": {"steps": 2, "warmup": 1},
+    "part": {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "refresh": 0},
+    "part-t": {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "refresh": 0},
+    "part-m": {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "refresh": 0},
 }
 """Every name of METHODS, and no other: few steps, a perturbation that can be seen, warm-ups over after one epoch."""
 
@@ -46,13 +49,26 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "pgd-at-l2": ("pgd-at", {"steps": 2, "norm": "L2", "eps": 0.5}),
     "trades-l2": ("trades", {"steps": 2, "norm": "L2", "eps": 0.5}),
     "score-at": ("score", {"steps": 2, "form": "at"}),
+    "part-mma": ("part", {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "refresh": 0, "inner_attack": "mma"}),
+    "part-jet": ("part", {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "refresh": 0, "mask": "jet"}),
+    "part-random": ("part-t", {"steps": 2, "warmup": 1, "eps_low": 2 / 255, "mask": "random:0.3"}),
+    "part-quadrant": ("part-m", {"steps": 2, "warmup": 0, "eps_low": 2 / 255, "mask": "quadrant:br"}),
 }
 """Settings of methods that take another path through the code."""
 
-AVERAGED = {"n-lap-ema": "n-lap", "standard-ema": "standard", "mart-awp-ema": "mart-awp"}
+AVERAGED = {"n-lap-ema": "n-lap", "standard-ema": "standard", "mart-awp-ema": "mart-awp", "part-t-ema": "part-t"}
 """Compositions with a moving average of the weights."""
 
-ATTACK_NAMES: dict[str, str] = {"clean": "clean", "fgsm": "fgsm", "pgd-K": "pgd-3", "pgd-K-R": "pgd-2-2"}
+ATTACK_NAMES: dict[str, str] = {
+    "clean": "clean",
+    "fgsm": "fgsm",
+    "pgd-K": "pgd-3",
+    "pgd-K-R": "pgd-2-2",
+    "mma-K": "mma-3",
+    "mm3": "mm3",
+    "mm9": "mm9",
+    "mm+": "mm+",
+}
 """A cheap instance of every pattern in `gambeson.evaluation.ATTACKS`."""
 
 TASK = Task(num_classes=5, channels=3, size=8, mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))

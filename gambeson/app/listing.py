@@ -100,7 +100,7 @@ def _data() -> dict[str, str]:
 def _recipes() -> dict[str, str]:
     root = recipes_folder()
     found = {}
-    for path in sorted(root.rglob("*.yaml")):
+    for path in root.rglob("*.yaml"):
         first = path.read_text().splitlines()[0]
         found[str(path.relative_to(root).with_suffix(""))] = first.lstrip("# ")
-    return found
+    return dict(sorted(found.items()))

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import re
 from argparse import SUPPRESS, Action
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,13 +46,13 @@ class Parser(ArgumentParser):
         self.flags: set[str] = set()
         self.numbers: set[str] = set()
 
-    def add(self, schema: Callable[..., Any], **defaults: Any) -> list[str]:
-        """Add the parameters of a function or dataclass as options; returns their names."""
-        names = list(inspect.signature(schema).parameters)
+    def add(self, schema: Callable[..., Any], *, skip: Collection[str] = (), **defaults: Any) -> list[str]:
+        """Add the parameters of a function or dataclass, but for those in `skip`, as options; returns their names."""
+        names = [name for name in inspect.signature(schema).parameters if name not in skip]
         if dataclasses.is_dataclass(schema):
-            self.add_class_arguments(schema)
+            self.add_class_arguments(schema, skip=set(skip))
         else:
-            self.add_function_arguments(schema)
+            self.add_function_arguments(schema, skip=set(skip))
             self._action_groups[-1].title = "the method"  # its summary already stands above
         self.set_defaults({name: value for name, value in defaults.items() if name in names})
         self.flags |= flags_of(schema)
@@ -121,6 +121,11 @@ class Parser(ArgumentParser):
         if wrong:
             kind = re.sub(r"Expected an? |typing\.|<class '|'>", "", wrong[2]).strip()
             return _wrong(wrong[1], " ".join(kind.split()), wrong[3])
+        choice = re.search(
+            r'Parser key "([^"]+)":.*Subtypes: \[typing\.(Literal\[[^\]]*\]).*Given value: (.*)', message, re.DOTALL
+        )
+        if choice:
+            return _wrong(choice[1], choice[2], choice[3])
         union = re.search(
             r'Parser key "([^"]+)":.*Subtypes: \[<class \'(\w+)\'>.*Given value: (.*)', message, re.DOTALL
         )

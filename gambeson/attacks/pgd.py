@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from gambeson.attacks.attack import LogitLoss, budget_of, input_gradient, per_image, require
+from gambeson.attacks.starts import Boundary, Gaussian, Uniform, Zero
 from gambeson.core.errors import InputError, require_known
 from gambeson.core.losses import NEEDS_CLEAN, InnerLoss, inner_loss
 from gambeson.core.modes import BatchNormMode, batch_norm, frozen
@@ -17,48 +19,6 @@ from gambeson.core.types import Batch
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor, nn
-
-
-def _require(holds: bool, rule: str, value: object) -> None:
-    if not holds:
-        raise InputError(f"{rule}, got {value}")
-
-
-@dataclass(frozen=True)
-class Zero:
-    """Start at the clean image."""
-
-    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
-        """`x` itself."""
-        return x
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Start uniformly in the ball of radius `radius * eps`, clipped to [0, 1]."""
-
-    radius: float = 1.0
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.radius < math.inf, "the radius of a uniform start is a multiple of eps >= 0", self.radius)
-
-    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
-        """`box(x + u)`."""
-        return box(x + threat.sample(x, rng, self.radius))
-
-
-@dataclass(frozen=True)
-class Gaussian:
-    """Start at `x + sigma * n`, n standard normal; neither clipped nor projected before the first step (as TRADES)."""
-
-    sigma: float = 0.001
-
-    def __post_init__(self) -> None:
-        _require(0 <= self.sigma < math.inf, "the sigma of a Gaussian start must be finite and >= 0", self.sigma)
-
-    def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
-        """`x + sigma * n`."""
-        return x + self.sigma * torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
 
 
 GradientAt = Callable[["Tensor"], "tuple[Tensor, Tensor]"]
@@ -91,7 +51,7 @@ class ZeroSmall:
     quantile: float
 
     def __post_init__(self) -> None:
-        _require(0 <= self.quantile < 1, "the quantile of ZeroGrad lies in [0, 1)", self.quantile)
+        require(0 <= self.quantile < 1, "the quantile of ZeroGrad lies in [0, 1)", self.quantile)
 
     def __call__(
         self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
@@ -118,7 +78,7 @@ class Unanimous:
     points: int = 3
 
     def __post_init__(self) -> None:
-        _require(self.points >= 1, "MultiGrad needs at least one point", self.points)
+        require(self.points >= 1, "MultiGrad needs at least one point", self.points)
 
     def __call__(
         self, at: GradientAt, x_adv: Tensor, x: Tensor, threat: Threat, rng: Generator
@@ -143,7 +103,7 @@ class PGD:
         step_size: Step in pixel range units, or None.
         rel_step_size: Step as a multiple of eps (of the budget of the pixel or example where eps is a tensor), or None.
             Give at most one of the two; without either it is 1/4.
-        start: `Zero()`, `Uniform(radius)` or `Gaussian(sigma)`.
+        start: `Zero()`, `Uniform(radius)`, `Gaussian(sigma)` or `Boundary()`.
         loss: What is maximised, see `gambeson.core.losses.inner_loss`.
         project: Project onto the ball after every step. N-FGSM does not.
         gradient: `Plain()`, `ZeroSmall(q)` or `Unanimous(n)`.
@@ -162,7 +122,7 @@ class PGD:
     steps: int = 10
     step_size: float | None = None
     rel_step_size: float | None = None
-    start: Zero | Uniform | Gaussian = Uniform()
+    start: Zero | Uniform | Gaussian | Boundary = Uniform()  # noqa: RUF009 (frozen)
     loss: InnerLoss = "ce"
     project: bool = True
     gradient: Plain | ZeroSmall | Unanimous = Plain()
@@ -176,7 +136,7 @@ class PGD:
         if self.step_size is not None and self.rel_step_size is not None:
             raise InputError("give step_size or rel_step_size, not both")
         for step in (self.step_size, self.rel_step_size):
-            _require(step is None or 0 <= step < math.inf, "the step of an attack must be finite and >= 0", step)
+            require(step is None or 0 <= step < math.inf, "the step of an attack must be finite and >= 0", step)
         require_known("BatchNorm mode", self.bn, get_args(BatchNormMode))
         require_known("inner loss", self.loss, NEEDS_CLEAN)
 
@@ -192,8 +152,8 @@ class PGD:
                 left = (~_fooled(model, x_adv, batch.y)).nonzero().squeeze(1)
                 if len(left) == 0:
                     break
-                rest = Batch(*(part[left] for part in batch))
-                x_adv[left] = self._run(model, rest, start[left], _rows(threat, left), rng)
+                rest = Batch(batch.x[left], batch.y[left], batch.index[left])
+                x_adv[left] = self._run(model, rest, start[left], budget_of(threat, left), rng)
         return x_adv
 
     def begin(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
@@ -209,30 +169,43 @@ class PGD:
         x_adv = x_adv + step * threat.ascend(grad)
         return box(threat.project(x_adv, x) if self.project else x_adv)
 
-    def _run(self, model: nn.Module, batch: Batch, x_adv: Tensor, threat: Threat, rng: Generator) -> Tensor:
-        x, y = batch.x, batch.y
-        clean = None
-        if NEEDS_CLEAN[self.loss]:
-            with torch.no_grad():
-                clean = model(x)
+    def climb(
+        self, model: nn.Module, x: Tensor, y: Tensor, loss: LogitLoss, x_adv: Tensor, threat: Threat, rng: Generator
+    ) -> Tensor:
+        """The ascent loop: `steps` steps up `loss` from `x_adv`. The caller freezes the model and sets its modes.
 
-        def gradient(at: Tensor) -> tuple[Tensor, Tensor]:
-            at = at.detach().requires_grad_()
-            with torch.enable_grad():
-                logits = model(at)
-                loss = inner_loss(self.loss, logits, y, clean).sum()
-            return torch.autograd.grad(loss, at)[0], logits.detach()
+        Args:
+            model: Maps images to logits.
+            x: Clean images `(N, C, H, W)`, the centres of the balls.
+            y: Labels `(N,)`; only `freeze_fooled` reads them.
+            loss: What is maximised, instead of the attack's own `loss`.
+            x_adv: The starting point.
+            threat: The balls.
+            rng: Randomness of `gradient`.
 
+        Returns:
+            The last iterate, detached.
+        """
         if self.freeze_fooled and self.project:
             x_adv = box(threat.project(x_adv, x))  # a start that fools is returned as it is
         for _ in range(self.steps):
-            grad, logits = self.gradient(gradient, x_adv, x, threat, rng)
+            grad, logits = self.gradient(lambda at: input_gradient(model, loss, at)[:2], x_adv, x, threat, rng)
             moved = self.move(x_adv, grad, x, threat)
             if self.freeze_fooled:
-                fooled = logits.argmax(1) != y
-                moved = torch.where(fooled.view(-1, *[1] * (x.ndim - 1)), x_adv, moved)
+                moved = torch.where(per_image(logits.argmax(1) != y, x), x_adv, moved)
             x_adv = moved
         return x_adv
+
+    def _run(self, model: nn.Module, batch: Batch, x_adv: Tensor, threat: Threat, rng: Generator) -> Tensor:
+        clean = None
+        if NEEDS_CLEAN[self.loss]:
+            with torch.no_grad():
+                clean = model(batch.x)
+
+        def loss(logits: Tensor) -> Tensor:
+            return inner_loss(self.loss, logits, batch.y, clean)
+
+        return self.climb(model, batch.x, batch.y, loss, x_adv, threat, rng)
 
 
 def fgsm(*, bn: BatchNormMode = "running") -> PGD:
@@ -243,11 +216,6 @@ def fgsm(*, bn: BatchNormMode = "running") -> PGD:
         https://arxiv.org/abs/1412.6572
     """
     return PGD(steps=1, rel_step_size=1.0, start=Zero(), bn=bn)
-
-
-def _rows(threat: Threat, rows: Tensor) -> Threat:
-    eps = threat.eps
-    return threat if isinstance(eps, (int, float)) or eps.ndim == 0 or len(eps) == 1 else threat.with_eps(eps[rows])
 
 
 def _fooled(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -28,6 +28,10 @@ class GambesonError(Exception):
         return self.message if self.hint is None else f"{self.message}\nhint: {self.hint}"
 
 
+class GambesonWarning(UserWarning):
+    """Something that a user should know and need not act on; the command line prints it in one line."""
+
+
 class InputError(GambesonError, ValueError):
     """A value that the user gave is outside what is allowed."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 
@@ -50,6 +51,12 @@ class Threat(Protocol):
 
     def with_eps(self, eps: float | Tensor) -> Threat:
         """The same threat with another budget."""
+
+    def with_map(self, eps: Tensor) -> Threat:
+        """The same threat with budgets that are known to fit, computed here from such that were checked.
+
+        They are not checked again: that would wait for the device at every step.
+        """
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The point of the eps-ball around `x` that is nearest to `x_adv`."""
@@ -101,6 +108,10 @@ class Linf:
     def with_eps(self, eps: float | Tensor) -> Linf:
         """The same threat with another budget."""
         return replace(self, eps=eps)
+
+    def with_map(self, eps: Tensor) -> Linf:
+        """The same threat with budgets that are known to fit: they are not checked."""
+        return _unchecked(self, eps)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """`x + clip(x_adv - x, -eps, eps)`."""
@@ -156,6 +167,10 @@ class L2:
         """The same threat with another budget."""
         return replace(self, eps=eps)
 
+    def with_map(self, eps: Tensor) -> L2:
+        """The same threat with budgets that are known to fit: they are not checked."""
+        return _unchecked(self, eps)
+
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """`x + delta * min(1, eps / ||delta||)`."""
         delta = x_adv - x
@@ -177,6 +192,9 @@ class L2:
         return (x_adv - x).flatten(1).norm(dim=1)
 
 
+Threats = TypeVar("Threats", "Linf", "L2")
+
+
 def create_threat(norm: str, eps: float | str) -> Linf | L2:
     """The threat called `norm` ("Linf" or "L2", any case) with budget `eps`.
 
@@ -188,6 +206,12 @@ def create_threat(norm: str, eps: float | str) -> Linf | L2:
     if norm.lower() == "l2":
         return L2(parse_eps(eps))
     raise InputError(f"unknown norm {norm!r}", hint="known: Linf, L2")
+
+
+def _unchecked(threat: Threats, eps: Tensor) -> Threats:
+    other = copy.copy(threat)
+    object.__setattr__(other, "eps", eps)
+    return other
 
 
 def _check_tensor(eps: Tensor, largest: float) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Generator, Tensor
+
+Rng = Callable[[str], "Generator"]
+"""Gives the generator of a step for a purpose."""
 
 
 class Batch(NamedTuple):
@@ -16,11 +20,14 @@ class Batch(NamedTuple):
         x: Images, float32 in [0, 1], shape `(N, C, H, W)`.
         y: Labels, int64 in `[0, num_classes)`, shape `(N,)`.
         index: Position of every example in its split, int64, shape `(N,)`. State kept per example is keyed by it.
+        placement: How the crop and the flip placed every image, int64 `(N, 3)`, see `gambeson.data.placement`: what is
+            kept per pixel moves along. None for images as they are in the split.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
+    placement: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

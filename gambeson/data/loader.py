@@ -10,6 +10,7 @@ from torch import Tensor
 from gambeson.core.errors import InputError, require_known
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch
+from gambeson.data.placement import draw_placement, place
 from gambeson.data.splits import Examples
 
 
@@ -71,10 +72,17 @@ class Loader:
             order = torch.randperm(len(self.examples), generator=self.streams.at("shuffle", epoch))
             self._epoch, self._order = epoch, order.to(self.examples.x.device)
         index = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        x = augment(
-            self.examples.x[index], self.streams.at("augment", step), pad=self.pad, flip=self.flip, fill=self.fill
-        )
-        return Batch(x.contiguous(memory_format=self.layout), self.examples.y[index], index)
+        x, placement = self.view(index, self.streams.at("augment", step))
+        return Batch(x, self.examples.y[index], index, placement)
+
+    def view(self, index: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        """The images at `index`, float in [0, 1], augmented where `rng` is given, and how they were placed."""
+        x = self.examples.x[index]
+        placement = None
+        if rng is not None and (self.pad or self.flip):
+            placement = draw_placement(len(x), rng, pad=self.pad, flip=self.flip).to(x.device)
+            x = place(x, placement, self.fill)
+        return to_unit(x).contiguous(memory_format=self.layout), placement
 
 
 def to_unit(x: Tensor) -> Tensor:
@@ -97,19 +105,4 @@ def augment(
     Returns:
         Float images in [0, 1], the shape of `x`.
     """
-    n, _, h, w = x.shape
-    shift = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=rng)
-    mirrored = torch.rand(n, 1, generator=rng) < 0.5
-    if pad:
-        mode = "constant" if fill == "zero" else "reflect"
-        x = torch.nn.functional.pad(x if fill == "zero" else to_unit(x), (pad,) * 4, mode=mode)
-    if pad or flip:
-        rows = torch.arange(h) + shift[0]
-        columns = torch.arange(w).expand(n, w)
-        if flip:
-            columns = torch.where(mirrored, columns.flip(1), columns)
-        columns = columns + shift[1]
-        rows, columns = rows.to(x.device), columns.to(x.device)
-        image = torch.arange(n, device=x.device)[:, None, None]
-        x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    return to_unit(x)
+    return to_unit(place(x, draw_placement(len(x), rng, pad=pad, flip=flip), fill))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,9 @@ class Examples:
     Attributes:
         x: Images, uint8, shape `(N, C, H, W)`.
         y: Labels, int64, shape `(N,)`.
+        origin: Position of every example among those that were read together, int64, shape `(N,)`: what is kept
+            outside per image, such as masks, is found by it. None, at first, for `0..N-1`.
+        pool: How many were read together; None, at first, for N.
 
     Raises:
         InputError: If a dtype or a shape is another one.
@@ -34,6 +37,8 @@ class Examples:
 
     x: Tensor
     y: Tensor
+    origin: Tensor = None  # type: ignore[assignment]  # filled in
+    pool: int = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.x.dtype != torch.uint8 or self.x.ndim != 4:
@@ -41,17 +46,21 @@ class Examples:
         if self.y.dtype != torch.int64 or self.y.shape != self.x.shape[:1]:
             expected = tuple(self.x.shape[:1])
             raise InputError(f"labels must be int64 {expected}, got {self.y.dtype} {tuple(self.y.shape)}")
+        if self.origin is None:
+            object.__setattr__(self, "origin", torch.arange(len(self.y)))
+        if self.pool is None:
+            object.__setattr__(self, "pool", len(self.y))
 
     def __len__(self) -> int:
         return len(self.y)
 
     def to(self, device: torch.device | str) -> Examples:
         """The same examples on `device`."""
-        return Examples(self.x.to(device), self.y.to(device))
+        return replace(self, x=self.x.to(device), y=self.y.to(device), origin=self.origin.to(device))
 
     def subset(self, index: Tensor | slice) -> Examples:
         """The examples at `index`: int64 positions `(n,)`, a boolean mask `(N,)`, or a slice."""
-        return Examples(self.x[index], self.y[index])
+        return replace(self, x=self.x[index], y=self.y[index], origin=self.origin[index])
 
     def head(self, count: int) -> Examples:
         """The first `count` examples, or all where there are fewer."""

@@ -8,14 +8,15 @@ from torch.optim import Optimizer
 
 from gambeson.core.modes import replay_statistics, running_statistics
 from gambeson.core.parameters import applied
-from gambeson.core.types import Batch, Outcome
+from gambeson.core.threat import L2, Linf
+from gambeson.core.types import Batch, Outcome, Rng
 from gambeson.engine.precision import unwrapped
-from gambeson.methods.recipe import Recipe, Rng, search
-from gambeson.parts.state import AveragedWeights, CarriedState
+from gambeson.methods.recipe import Recipe, search
+from gambeson.parts.state import CarriedState, Parts
 
 
 def robust_step(
-    net: nn.Module, batch: Batch, recipe: Recipe, parts: nn.ModuleList, optimizer: Optimizer, rng: Rng, epoch: int
+    net: nn.Module, batch: Batch, recipe: Recipe, parts: Parts, optimizer: Optimizer, rng: Rng, epoch: int
 ) -> Outcome:
     """Train `net` on one batch.
 
@@ -31,16 +32,19 @@ def robust_step(
     Returns:
         Mean loss and logits by view, detached, on the device.
     """
+    threat = recipe.threat
+    for part in parts:
+        threat = part.budget(unwrapped(net), batch, threat, rng, epoch)
     if recipe.inner == "carried":
-        return _carried_step(net, batch, recipe, parts, optimizer)
-    x_adv, perturbation = search(net, batch, recipe, optimizer, rng, epoch)
+        return _carried_step(net, batch, recipe, threat, parts, optimizer)
+    x_adv, perturbation = search(net, batch, recipe, optimizer, rng, epoch, threat)
     wp = recipe.weight_perturbation
     keep = wp is not None and wp.keep
     with applied(net, perturbation, keep=keep):
         logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
         loss = recipe.objective(logits, batch.y).mean()
         if recipe.penalty is not None:
-            loss = loss + recipe.penalty(net, batch, recipe.threat, rng("penalty"))
+            loss = loss + recipe.penalty(net, batch, threat, rng("penalty"))
         loss.backward()
     if wp is not None and wp.decay == "perturbed" and not keep:
         _decay_perturbation(net, perturbation, optimizer)
@@ -65,14 +69,16 @@ def forward(net: nn.Module, images: dict[str, Tensor], views: tuple[str, ...]) -
     return logits
 
 
-def _carried_step(net: nn.Module, batch: Batch, recipe: Recipe, parts: nn.ModuleList, optimizer: Optimizer) -> Outcome:
+def _carried_step(
+    net: nn.Module, batch: Batch, recipe: Recipe, threat: Linf | L2, parts: Parts, optimizer: Optimizer
+) -> Outcome:
     memory = next(part for part in parts if isinstance(part, CarriedState))
     x_adv = memory.apply_to(batch.x).requires_grad_()
     logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
     loss = recipe.objective(logits, batch.y).mean()
     loss.backward()  # one backward for the weights and for the next perturbation
     assert x_adv.grad is not None
-    memory.observe(batch.x, x_adv.grad, recipe.threat)
+    memory.carry(batch.x, x_adv.grad, threat)
     _update(net, parts, optimizer)
     return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
 
@@ -88,9 +94,8 @@ def _decay_perturbation(net: nn.Module, perturbation: dict[str, Tensor], optimiz
                 w.grad.add_(v, alpha=decay[id(w)])
 
 
-def _update(net: nn.Module, parts: nn.ModuleList, optimizer: Optimizer) -> None:
+def _update(net: nn.Module, parts: Parts, optimizer: Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for part in parts:
-        if isinstance(part, AveragedWeights):
-            part.observe(unwrapped(net))
+        part.observe(unwrapped(net))

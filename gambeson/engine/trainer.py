@@ -35,7 +35,7 @@ from gambeson.engine.settings import Settings
 from gambeson.engine.step import robust_step
 from gambeson.evaluation.evaluate import evaluate
 from gambeson.methods.recipe import Recipe
-from gambeson.parts.state import AveragedWeights
+from gambeson.parts.state import AveragedWeights, Parts
 
 Listener = Callable[[dict[str, Any]], None]
 ROLLBACKS = 3
@@ -96,7 +96,9 @@ class Trainer:
         self.val = val.to(self.device)
         self.steps_per_epoch = self.loader.steps_per_epoch * recipe.replays
         self.total = settings.epochs * self.steps_per_epoch
-        self.parts = nn.ModuleList(part.build(self.model) for part in recipe.parts).to(self.device)
+        self.parts = Parts(part.build(self.model) for part in recipe.parts).to(self.device)
+        for part in self.parts:
+            part.prepare(self.model, self.loader, settings.epochs)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -241,9 +243,12 @@ class Trainer:
             group["lr"], group["momentum"] = lr, momentum
         torch.manual_seed(self.streams.number("torch", step))  # dropout draws from the global generator
         self.model.train()
+        epoch = step // self.steps_per_epoch
+        if step % self.steps_per_epoch == 0:
+            for part in self.parts:
+                part.begin_epoch(self.model, self.loader, epoch)
         batch = self.loader.batch(step // self.recipe.replays)
         rng = partial(self.streams.at, step=step, device=self.device)
-        epoch = step // self.steps_per_epoch
         outcome = robust_step(self.net, batch, self.recipe, self.parts, self.optimizer, rng, epoch)
         with torch.no_grad():
             logits = outcome.logits.get("adv", outcome.logits.get("clean"))
@@ -264,6 +269,8 @@ class Trainer:
             f"train/{view}_acc": correct / count,
             "train/lr": self.optimizer.param_groups[0]["lr"],
         }
+        for part in self.parts:
+            row |= part.metrics()
         self._emit(run, report, row)
 
     def _emit(self, run: Run, report: Listener, row: dict[str, Any]) -> None:

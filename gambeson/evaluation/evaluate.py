@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gambeson.attacks.pgd import PGD, Uniform, fgsm
+from gambeson.attacks.attack import Attack
+from gambeson.attacks.margin import MMA, mm3, mm9, mm_plus
+from gambeson.attacks.pgd import PGD, fgsm
+from gambeson.attacks.starts import Uniform
 from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
 from gambeson.core.streams import Streams
@@ -25,12 +28,25 @@ ATTACKS: dict[str, str] = {
     "fgsm": "one step of size eps from the clean image",
     "pgd-K": "PGD with K steps of eps/4 from a uniform start",
     "pgd-K-R": "the same with R restarts (pgd-50-10: 50 steps, 10 restarts)",
+    "mma-K": "minimum margin: K steps of eps/4 towards each of the 3 nearest classes (PART's MMA is mma-20)",
+    "mm3": "minimum margin with adaptive steps: 20 towards each of the 3 nearest classes",
+    "mm9": "the same towards each of the 9 nearest classes",
+    "mm+": "the same with 100 steps towards each of the 9 nearest classes",
 }
 """Attacks by name, as `parse_attack` understands them."""
 
+_SINGLE: dict[str, Callable[[], Attack | None]] = {
+    "clean": lambda: None,
+    "fgsm": fgsm,
+    "mm3": mm3,
+    "mm9": mm9,
+    "mm+": mm_plus,
+}
+_COUNTED = re.compile(r"pgd-(?P<steps>[1-9]\d*)(?:-(?P<restarts>[1-9]\d*))?|mma-(?P<margin_steps>[1-9]\d*)")
 
-def parse_attack(name: str) -> PGD | None:
-    """The attack called `clean`, `fgsm`, `pgd-K` or `pgd-K-R`; None for `clean`.
+
+def parse_attack(name: str) -> Attack | None:
+    """The attack called `name`, one of `ATTACKS` with numbers for its capital letters; None for `clean`.
 
     PGD uses steps of eps/4 and stops moving an example once it is misclassified, as the evaluation of LAP's release.
 
@@ -42,19 +58,26 @@ def parse_attack(name: str) -> PGD | None:
         10
     """
     name = name.strip().lower()
-    if name == "clean":
-        return None
-    if name == "fgsm":
-        return fgsm()
-    match = re.fullmatch(r"pgd-([1-9]\d*)(?:-([1-9]\d*))?", name)
+    if name in _SINGLE:
+        return _SINGLE[name]()
+    match = _COUNTED.fullmatch(name)
     if match is None:
-        family, dash, rest = name.partition("-")
-        near = difflib.get_close_matches(family, ("clean", "fgsm", "pgd"), n=1)
-        closest = f"{near[0]}{dash}{rest}" if near else name
-        hint = f"did you mean {closest}?" if closest != name else f"known: {', '.join(ATTACKS)};"
-        raise InputError(f"unknown attack {name!r}", hint=f"{hint} pgd-50-10 is PGD with 50 steps and 10 restarts")
-    steps, restarts = int(match[1]), int(match[2] or 1)
+        hint = f"{_closest(name)} pgd-50-10 is PGD with 50 steps and 10 restarts"
+        raise InputError(f"unknown attack {name!r}", hint=hint)
+    if match["margin_steps"]:
+        return MMA(steps=int(match["margin_steps"]))
+    steps, restarts = int(match["steps"]), int(match["restarts"] or 1)
     return PGD(steps=steps, rel_step_size=0.25, start=Uniform(), restarts=restarts, freeze_fooled=True)
+
+
+def _closest(name: str) -> str:
+    """A hint: the nearest names that `parse_attack` takes, or all patterns."""
+    family, dash, rest = name.partition("-")
+    families = [*_SINGLE, "pgd", "mma"]
+    near = [] if family in families else difflib.get_close_matches(family, families, n=len(families))
+    near = [word + dash + rest for word in near]
+    taken = [word for word in near if word in _SINGLE or _COUNTED.fullmatch(word)]
+    return f"did you mean {' or '.join(taken)}?" if taken else f"known: {', '.join(ATTACKS)};"
 
 
 @dataclass(frozen=True, eq=False)

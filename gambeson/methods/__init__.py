@@ -7,6 +7,7 @@ from collections.abc import Callable
 from gambeson.core.errors import InputError, nearest
 from gambeson.methods.classic import mart, pgd_at, score, standard, trades
 from gambeson.methods.flatness import at_awp, mart_awp, trades_awp
+from gambeson.methods.pixel import part, part_m, part_t
 from gambeson.methods.recipe import Recipe
 from gambeson.methods.single_step import (
     fgsm,
@@ -35,6 +36,9 @@ __all__ = [
     "multi_grad",
     "n_fgsm",
     "n_lap",
+    "part",
+    "part_m",
+    "part_t",
     "pgd_at",
     "r_lap",
     "rs_fgsm",
@@ -65,6 +69,9 @@ METHODS: dict[str, Callable[..., Recipe]] = {
     "at-awp": at_awp,
     "trades-awp": trades_awp,
     "mart-awp": mart_awp,
+    "part": part,
+    "part-t": part_t,
+    "part-m": part_m,
 }
 """Every training method by the name that the command line uses."""
 

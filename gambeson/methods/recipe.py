@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from gambeson.attacks.margin import MMA
 from gambeson.attacks.pgd import PGD, Plain
 from gambeson.core.errors import InputError
 from gambeson.core.losses import ce
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.parameters import applied, layer_weights
 from gambeson.core.threat import L2, Linf
-from gambeson.core.types import Adversary, Batch
+from gambeson.core.types import Adversary, Batch, Rng
 from gambeson.parts.averaging import EMA
+from gambeson.parts.budgets import PixelBudget
 from gambeson.parts.memory import CarriedPerturbation
 from gambeson.parts.objectives import Objective
 from gambeson.parts.penalties import GradientAlignment
 from gambeson.parts.weight_perturbation import WeightPerturbation
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor, nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
-
-Rng = Callable[[str], "Generator"]
-"""Gives the generator of this step for a purpose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +41,7 @@ class Recipe:
             weights (LAP-A). `"carried"`: the perturbation of the last step is this step's adversary, and the training
             backward moves it (Free).
         penalty: Added to the mean loss; or None.
-        parts: Stateful parts, by their specs.
+        parts: Stateful parts, by their specs. Budgets change the threat of a batch in the order of the tuple.
         replays: Consecutive steps on the same batch.
 
     Raises:
@@ -52,11 +50,11 @@ class Recipe:
 
     threat: Linf | L2
     objective: Objective
-    attack: PGD | None = None
+    attack: PGD | MMA | None = None
     weight_perturbation: WeightPerturbation | None = None
     inner: Literal["inputs-first", "joint", "weights-first", "carried"] = "inputs-first"
     penalty: GradientAlignment | None = None
-    parts: tuple[EMA | CarriedPerturbation, ...] = ()
+    parts: tuple[EMA | CarriedPerturbation | PixelBudget, ...] = ()
     replays: int = 1
 
     def __post_init__(self) -> None:
@@ -70,15 +68,36 @@ class Recipe:
         if "adv" in self.objective.views and self.attack is None and self.inner != "carried":
             raise InputError(f"{type(self.objective).__name__} needs adversarial images, but the recipe has no attack")
         if self.inner in ("joint", "weights-first"):
-            if self.weight_perturbation is None or self.attack is None:
+            attack = self.attack
+            if self.weight_perturbation is None or attack is None:
                 raise InputError(f"inner={self.inner!r} needs an attack and a weight perturbation")
-            plain = self.attack.loss == "ce" and isinstance(self.attack.gradient, Plain)
-            if not plain or self.attack.steps != 1 or self.attack.restarts != 1:
+            if not (
+                isinstance(attack, PGD)
+                and attack.loss == "ce"
+                and isinstance(attack.gradient, Plain)
+                and attack.steps == attack.restarts == 1
+            ):
                 raise InputError(
                     f"inner={self.inner!r} shares one cross-entropy backward: it needs a plain one-step attack"
                 )
+        for part in self.parts:
+            if isinstance(part, PixelBudget):
+                self._check_budget(part)
         if self.replays < 1:
             raise InputError(f"replays must be at least 1, got {self.replays}")
+
+    def _check_budget(self, part: PixelBudget) -> None:
+        if not isinstance(self.threat, Linf):
+            raise InputError(f"a budget per pixel needs the threat Linf, got {self.threat.norm}")
+        if isinstance(self.threat.eps, (int, float)) and part.eps_low > self.threat.eps:
+            raise InputError(
+                f"eps_low must not exceed eps, got {part.eps_low:.4g} and {self.threat.eps:.4g}",
+                hint="eps is the budget of the pixels in the mask, eps_low that of the others",
+            )
+        if self.attack is None and self.inner != "carried":
+            raise InputError("a budget per pixel needs an attack, and this recipe has none")
+        if isinstance(self.attack, PGD) and not self.attack.project:
+            raise InputError("a budget per pixel needs an attack that projects; with project=False it bounds nothing")
 
     @property
     def single_step(self) -> bool:
@@ -86,28 +105,44 @@ class Recipe:
         return self.inner == "carried" or (self.attack is not None and self.attack.steps == 1)
 
 
-def search(net: nn.Module, batch: Batch, recipe: Recipe, optimizer: Optimizer, rng: Rng, epoch: int) -> Adversary:
+def search(
+    net: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    optimizer: Optimizer,
+    rng: Rng,
+    epoch: int,
+    threat: Linf | L2 | None = None,
+) -> Adversary:
     """The worst case of a batch: images and, where the recipe has one, a weight perturbation.
 
-    The model's weights, flags and modes are as before; BatchNorm statistics move as `attack.bn` says.
+    The model's weights, flags and modes are as before; BatchNorm statistics move as `attack.bn` says. `threat` is what
+    the recipe's budgets made of its threat for this batch; None takes the recipe's own.
     """
+    threat = recipe.threat if threat is None else threat
     attack, perturbation = recipe.attack, recipe.weight_perturbation
     if perturbation is None or epoch < perturbation.warmup:
-        return Adversary(_images(net, batch, recipe, rng), {})
-    if attack is None or recipe.inner == "inputs-first":
-        return _inputs_first(net, batch, recipe, perturbation, optimizer, rng)
+        return Adversary(_images(net, batch, recipe, threat, rng), {})
+    if not isinstance(attack, PGD) or recipe.inner == "inputs-first":
+        return _inputs_first(net, batch, recipe, threat, perturbation, optimizer, rng)
     inner = {"joint": _joint, "weights-first": _weights_first}[recipe.inner]
-    return inner(net, batch, recipe, attack, perturbation, optimizer, rng)
+    return inner(net, batch, threat, attack, perturbation, optimizer, rng)
 
 
-def _images(net: nn.Module, batch: Batch, recipe: Recipe, rng: Rng) -> Tensor:
-    return batch.x if recipe.attack is None else recipe.attack(net, batch, recipe.threat, rng("attack"))
+def _images(net: nn.Module, batch: Batch, recipe: Recipe, threat: Linf | L2, rng: Rng) -> Tensor:
+    return batch.x if recipe.attack is None else recipe.attack(net, batch, threat, rng("attack"))
 
 
 def _inputs_first(
-    net: nn.Module, batch: Batch, recipe: Recipe, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+    net: nn.Module,
+    batch: Batch,
+    recipe: Recipe,
+    threat: Linf | L2,
+    wp: WeightPerturbation,
+    optimizer: Optimizer,
+    rng: Rng,
 ) -> Adversary:
-    x_adv = _images(net, batch, recipe, rng)
+    x_adv = _images(net, batch, recipe, threat, rng)
     images, weights = {"clean": batch.x, "adv": x_adv}, layer_weights(net)
     with batch_norm(net, "batch"):  # the release ascends on a copy, whose statistics are thrown away
         logits: dict[str, Tensor] = {view: net(images[view]) for view in dict.fromkeys(recipe.objective.views)}
@@ -117,20 +152,20 @@ def _inputs_first(
 
 
 def _joint(
-    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+    net: nn.Module, batch: Batch, threat: Linf | L2, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
 ) -> Adversary:
-    start, weights = attack.begin(batch.x, recipe.threat, rng("attack")).requires_grad_(), layer_weights(net)
+    start, weights = attack.begin(batch.x, threat, rng("attack")).requires_grad_(), layer_weights(net)
     with batch_norm(net, attack.bn):
         loss = ce(net(start), batch.y).mean()
     grad, *grads = torch.autograd.grad(loss, [start, *weights.values()])
-    x_adv = attack.move(start.detach(), grad, batch.x, recipe.threat)
+    x_adv = attack.move(start.detach(), grad, batch.x, threat)
     return Adversary(x_adv, wp.from_grads(weights, grads, optimizer, rng("weights")))
 
 
 def _weights_first(
-    net: nn.Module, batch: Batch, recipe: Recipe, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
+    net: nn.Module, batch: Batch, threat: Linf | L2, attack: PGD, wp: WeightPerturbation, optimizer: Optimizer, rng: Rng
 ) -> Adversary:
-    start, weights = attack.begin(batch.x, recipe.threat, rng("attack")), layer_weights(net)
+    start, weights = attack.begin(batch.x, threat, rng("attack")), layer_weights(net)
     with batch_norm(net, attack.bn):
         loss = ce(net(start), batch.y).mean()
     grads = torch.autograd.grad(loss, list(weights.values()))
@@ -138,4 +173,4 @@ def _weights_first(
     start = start.requires_grad_()
     with applied(net, v), frozen(net), batch_norm(net, attack.bn):
         grad = torch.autograd.grad(ce(net(start), batch.y).sum(), start)[0]
-    return Adversary(attack.move(start.detach(), grad, batch.x, recipe.threat), v)
+    return Adversary(attack.move(start.detach(), grad, batch.x, threat), v)

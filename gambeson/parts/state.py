@@ -3,14 +3,46 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.threat import Threat, box
+from gambeson.core.threat import L2, Linf, Threat, box
+from gambeson.core.types import Batch, Rng
+from gambeson.data.loader import Loader
 
 
-class AveragedWeights(nn.Module):
+class Part(nn.Module):
+    """What a part may do, at each of these moments; nothing, unless it says otherwise."""
+
+    def prepare(self, model: nn.Module, loader: Loader, epochs: int) -> None:
+        """Before the training: refuse what cannot work with this model, these images and that many epochs."""
+
+    def begin_epoch(self, model: nn.Module, loader: Loader, epoch: int) -> None:
+        """Before the first step of an epoch."""
+
+    def budget(self, model: nn.Module, batch: Batch, threat: Linf | L2, rng: Rng, epoch: int) -> Linf | L2:
+        """The threat for this batch, from the one that the parts before gave."""
+        return threat
+
+    def observe(self, model: nn.Module) -> None:
+        """After a step."""
+
+    def metrics(self) -> dict[str, float]:
+        """What a line of metrics shows of the steps since the last one."""
+        return {}
+
+
+class Parts(nn.ModuleList):
+    """The parts of a recipe, in its order."""
+
+    def __iter__(self) -> Iterator[Part]:
+        return cast("Iterator[Part]", super().__iter__())
+
+
+class AveragedWeights(Part):
     """The state behind `gambeson.parts.EMA`. `average` is the averaged model."""
 
     steps: Tensor
@@ -35,7 +67,7 @@ class AveragedWeights(nn.Module):
                 kept.copy_(source[name])
 
 
-class CarriedState(nn.Module):
+class CarriedState(Part):
     """The state behind `gambeson.parts.CarriedPerturbation`."""
 
     delta: Tensor
@@ -53,7 +85,7 @@ class CarriedState(nn.Module):
             self.delta = torch.cat([self.delta, x.new_zeros((len(x) - len(self.delta), *x.shape[1:]))])
         return box(x + self.delta[: len(x)])
 
-    def observe(self, x: Tensor, grad: Tensor, threat: Threat) -> None:
+    def carry(self, x: Tensor, grad: Tensor, threat: Threat) -> None:
         """Move the perturbation of the batch `x` along the gradient."""
         delta = self.delta[: len(x)] + self.rel_step_size * threat.eps * threat.ascend(grad)
         self.delta[: len(x)] = box(threat.project(x + delta, x)) - x

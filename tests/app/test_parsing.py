@@ -126,6 +126,11 @@ def test_a_value_of_another_kind_is_wrong_usage(words: list[str], fragments: lis
     assert_error(cli("train", "n-lap", *words), 2, *fragments)
 
 
+def test_choices_with_a_default_of_their_own_are_named(cli: Cli) -> None:
+    said = "--assign needs one of own, permuted, release, got 'permuetd'\nhint: did you mean permuted?\n"
+    assert_error(cli("train", "part", "--assign", "permuetd"), 2, said)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -12,11 +12,13 @@ from app.helpers import FAST, Cli, args_of, assert_error
 from gambeson.app import build
 from gambeson.app.recipes import find_recipe, read_yaml, recipes_folder
 from gambeson.core.errors import InputError
+from gambeson.core.threat import Linf
 from gambeson.data import DATASETS
+from gambeson.engine.optim import learning_rate
 from gambeson.engine.settings import Settings
 from gambeson.methods import Recipe
 from gambeson.models import MODELS
-from gambeson.parts.weight_perturbation import LayerAware
+from gambeson.parts import Jet, LayerAware, PixelBudget, ZScore
 
 Plan = Callable[..., dict[str, Any]]
 
@@ -75,6 +77,71 @@ def test_laps_recipes_have_the_published_values(base: str, eps: int, planned: Pl
     assert (settings["epochs"], settings["batch_size"], settings["lr"]) == (30, 128, 0.2)
     assert (settings["schedule"], settings["weight_decay"]) == ("cyclic", 5e-4)
     assert (settings["momentum"], settings["momentum_low"], settings["bf16"]) == (0.9, 0.8, False)
+
+
+PART_ROWS = {
+    "at": ("pgd-at", None, False),
+    "trades": ("trades", None, False),
+    "mart": ("mart", None, False),
+    **{
+        f"part{k}-s{s}{p}": (f"part{k}", s, bool(p))
+        for k in ("", "-t", "-m")
+        for s in (1, 10)
+        for p in ("", "-release")
+    },
+}
+"""Rows of PART's main table by the end of the recipe's name: method, refresh, release."""
+
+
+@pytest.mark.parametrize("data", ["cifar10", "svhn", "tiny-imagenet"])
+@pytest.mark.parametrize("row", PART_ROWS)
+def test_parts_recipes_have_the_released_settings(data: str, row: str, planned: Plan) -> None:
+    method, refresh, release = PART_ROWS[row]
+    call = planned("--config", f"part/{data}-{row}")
+    recipe, settings = build.recipe(call), Settings(**{**call["settings"], "milestones": (0.9875,)})
+
+    assert call["method"]["name"] == method
+    assert (call["data"]["name"], call["data"]["val_fraction"]) == (data, 0)
+    assert call["model"] == {"name": "wrn-34-10" if data == "tiny-imagenet" else "resnet18", "width": None}
+    assert (settings.epochs, settings.batch_size, settings.lr, settings.momentum) == (80, 128, 0.01, 0.9)
+    assert settings.weight_decay == (3.5e-3 if data == "svhn" else 2e-4)
+    assert (settings.pad, settings.flip) == ((0, False) if data == "svhn" else (None, None))
+    assert recipe.threat == Linf(8 / 255)
+    assert recipe.attack is not None
+    assert recipe.attack.steps == 10
+    step = recipe.attack.step_size or recipe.attack.rel_step_size * 8 / 255
+    assert step == pytest.approx((1 if data == "svhn" else 2) / 255)
+    if method != "part" and method != "pgd-at":
+        assert recipe.objective.beta == 6.0  # type: ignore[attr-defined]
+    if refresh is None:
+        assert (recipe.parts, settings.schedule) == ((), "constant")
+        return
+    assert settings.schedule == "piecewise"
+    rates = [learning_rate("piecewise", step, 80 * 391, 0.01, (0.9875,)) for step in range(80 * 391)]
+    assert rates == pytest.approx([0.01] * 79 * 391 + [0.001] * 391)
+    (budget,) = recipe.parts
+    assert isinstance(budget, PixelBudget)
+    assert (budget.eps_low, budget.refresh, budget.warmup) == (7 / 255, refresh, 20)
+    kinds = (Jet(), "release", "low") if release else (ZScore(), "own", "full")
+    assert (budget.mask, budget.assign, budget.dead) == kinds
+
+
+def test_parts_controls_differ_from_part_in_one_thing(planned: Plan) -> None:
+    for data in ("cifar10", "svhn", "tiny-imagenet"):
+        part = planned("--config", f"part/{data}-part-s1")
+        for name, argument in (
+            ("uniform-7", {"mask": "uniform"}),
+            ("uniform-7.2", {"mask": "uniform", "eps_low": 7.2 / 255}),
+            ("permuted", {"assign": "permuted"}),
+        ):
+            control = planned("--config", f"part/{data}-control-{name}")
+            assert control["settings"] == part["settings"]
+            given, theirs = control["method"]["args"], part["method"]["args"]
+            assert {key: value for key, value in given.items() if value != theirs[key]} == argument
+        control = planned("--config", f"part/{data}-control-uniform-8")
+        assert control["settings"] == part["settings"]
+        assert build.recipe(control).parts == ()
+        assert build.recipe(control).threat.eps == 8 / 255
 
 
 @pytest.mark.parametrize("suffix", ["", ".yaml"])

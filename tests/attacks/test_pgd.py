@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from gambeson.attacks import PGD, Gaussian, Plain, Unanimous, Uniform, Zero, ZeroSmall, fgsm
+from gambeson.attacks import PGD, Boundary, Gaussian, Plain, Unanimous, Uniform, Zero, ZeroSmall, fgsm
 from gambeson.core.errors import InputError
 from gambeson.core.losses import NEEDS_CLEAN, inner_loss
 from gambeson.core.threat import L2, Linf, Threat, box
@@ -22,7 +22,7 @@ Rng = Callable[[int], torch.Generator]
 Snapshot = Callable[[nn.Module], dict[str, Tensor]]
 
 threats = st.builds(lambda kind, eps: kind(eps), st.sampled_from([Linf, L2]), st.floats(0.01, 1.0))
-starts = st.sampled_from([Zero(), Uniform(), Uniform(2.0), Gaussian(0.5)])
+starts = st.sampled_from([Zero(), Uniform(), Uniform(2.0), Uniform(eps=0.3, clip=False), Gaussian(0.5), Boundary()])
 attacks = st.builds(
     lambda steps, size, start, loss, gradient, restarts, freeze: PGD(
         steps=steps,
@@ -200,7 +200,7 @@ def test_a_budget_per_example_is_as_many_separate_runs(
     attack = PGD(steps=4, start=Zero(), restarts=restarts)
     together = attack(model, batch, kind(eps.view(-1, 1, 1, 1)), generator(0))
     for i in range(8):
-        one = Batch(*(part[i : i + 1] for part in batch))
+        one = Batch(batch.x[i : i + 1], batch.y[i : i + 1], batch.index[i : i + 1])
         alone = attack(model, one, kind(float(eps[i])), generator(0))
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-6)
 
@@ -313,6 +313,43 @@ def test_starts(tiny_batch: Images, generator: Rng) -> None:
     assert float((gaussian - x).std()) == pytest.approx(0.5, rel=0.05)
 
 
+@pytest.mark.parametrize("threat", [Linf(torch.full((50, 1, 8, 8), 0.02)), Linf(0.3), L2(0.4)])
+def test_a_uniform_start_may_have_a_budget_of_its_own(threat: Threat, tiny_batch: Images, generator: Rng) -> None:
+    x = tiny_batch(50).x
+    own = type(threat)(0.1)
+    clipped = Uniform(2.0, eps=0.1)(x, threat, generator(0))
+    assert torch.equal(clipped, Uniform(2.0)(x, own, generator(0)))
+    free = Uniform(2.0, eps=0.1, clip=False)(x, threat, generator(0))
+    assert torch.equal(free, x + own.sample(x, generator(0), 2.0))
+    assert torch.equal(Uniform(clip=False)(x, threat, generator(0)), x + threat.sample(x, generator(0)))
+    if isinstance(threat, Linf):
+        assert free.min() < 0 < 1 < free.max()
+        assert 0.19 < float((free - x).abs().max()) <= 0.2
+
+
+def test_a_start_outside_the_box_is_where_the_first_gradient_is_taken(
+    tiny_net: Net, tiny_batch: Images, generator: Rng
+) -> None:
+    net, batch = tiny_net().eval(), tiny_batch()
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
+    attack = PGD(steps=2, start=Uniform(eps=0.2, clip=False))
+    eps = torch.rand((6, 1, 8, 8), generator=generator(1)) * 0.1
+    x_adv = attack(net, batch, Linf(eps), generator(0))
+    assert torch.equal(seen[0], batch.x + Linf(0.2).sample(batch.x, generator(0)))
+    assert seen[0].min() < 0
+    assert ((x_adv - batch.x).abs() <= eps + 2e-7).all()
+    assert torch.equal(x_adv, box(x_adv))
+
+
+def test_the_repr_of_a_start_builds_it_again_and_keeps_its_old_form() -> None:
+    """Checkpoints compare recipes by it."""
+    starts = [Uniform(), Uniform(2.0), Uniform(eps=8 / 255), Uniform(clip=False), Uniform(0.5, 0.1, False), Boundary()]
+    assert [eval(repr(start)) for start in starts] == starts
+    assert len({repr(start) for start in starts}) == len(starts)
+    assert repr(Uniform()) == "Uniform(radius=1.0)"
+
+
 def test_the_default_step_is_a_quarter_of_the_budget(tiny_batch: Images) -> None:
     x = tiny_batch().x
     for attack in (PGD(), PGD(rel_step_size=0.25), PGD(step_size=0.02)):
@@ -349,6 +386,8 @@ def test_settings_out_of_range_are_refused(settings: dict[str, object], message:
         lambda: ZeroSmall(-0.1),
         lambda: Unanimous(0),
         lambda: Uniform(-1.0),
+        lambda: Uniform(eps=0.0),
+        lambda: Uniform(eps=float("inf")),
         lambda: Gaussian(float("nan")),
         lambda: PGD(step_size=-0.1),
         lambda: PGD(rel_step_size=float("nan")),

@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.attacks import PGD, Uniform
+from gambeson.attacks import MMA, PGD, MarginAPGD, Uniform, fgsm
 from gambeson.core.errors import InputError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat
@@ -270,14 +271,23 @@ def test_an_unknown_attack_is_refused_before_any_work() -> None:
 
 def test_attack_names() -> None:
     assert parse_attack("clean") is None
-    assert parse_attack(" FGSM ").steps == 1  # type: ignore[union-attr]
+    assert parse_attack(" FGSM ") == fgsm()
     expected = PGD(steps=50, rel_step_size=0.25, start=Uniform(), restarts=10, freeze_fooled=True)
     assert parse_attack("pgd-50-10") == expected
     assert parse_attack("pgd-7") == PGD(steps=7, rel_step_size=0.25, start=Uniform(), freeze_fooled=True)
-    assert set(ATTACKS) == {"clean", "fgsm", "pgd-K", "pgd-K-R"}
+    assert parse_attack("mma-20") == MMA(targets=3, steps=20)
+    assert parse_attack("MMA-7") == MMA(targets=3, steps=7)
+    assert parse_attack("mm3") == MarginAPGD(targets=3, steps=20)
+    assert parse_attack("mm9") == MarginAPGD(targets=9, steps=20)
+    assert parse_attack(" MM+") == MarginAPGD(targets=9, steps=100)
+    assert list(ATTACKS) == ["clean", "fgsm", "pgd-K", "pgd-K-R", "mma-K", "mm3", "mm9", "mm+"]
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd-10-0", "pgd-1-2-3", "pgd-x", "pgd--1", "", "cw"])
+WRONG_NAMES = ["pgd", "pgd-0", "pgd-10-0", "pgd-1-2-3", "pgd-x", "pgd--1", "", "cw"]
+WRONG_NAMES += ["mma", "mma-0", "mma-20-2", "mm", "mm-20", "mm3-20", "mm4", "mm++", "fgsm-3"]
+
+
+@pytest.mark.parametrize("name", WRONG_NAMES)
 def test_other_attack_names_are_refused(name: str) -> None:
     with pytest.raises(InputError, match="unknown attack") as error:
         parse_attack(name)
@@ -291,7 +301,11 @@ def test_other_attack_names_are_refused(name: str) -> None:
         ("PDG-50-10", "did you mean pgd-50-10?"),
         ("fgms", "did you mean fgsm?"),
         ("claen", "did you mean clean?"),
-        ("xyz", "known: clean, fgsm, pgd-K, pgd-K-R;"),
+        ("mam-20", "did you mean mma-20?"),
+        ("mm-20", "did you mean mma-20?"),
+        ("mm4", "did you mean mm9 or mm3 or mm+?"),
+        ("mma", f"known: {', '.join(ATTACKS)};"),
+        ("xyz", "known: clean, fgsm, pgd-K, pgd-K-R, mma-K, mm3, mm9, mm+;"),
     ],
 )
 def test_an_unknown_attack_names_the_nearest(name: str, near: str) -> None:
@@ -300,11 +314,19 @@ def test_an_unknown_attack_names_the_nearest(name: str, near: str) -> None:
     assert error.value.hint == f"{near} pgd-50-10 is PGD with 50 steps and 10 restarts"
 
 
-@pytest.mark.parametrize("name", ["pgd", "pgd-0", "pgd-1-2-3", "fgsm-3"])
-def test_what_was_refused_is_not_proposed(name: str) -> None:
+@pytest.mark.parametrize("name", [*WRONG_NAMES, "pdg-0", "mam-0", "fgms-3", "mn3-1"])
+def test_only_what_is_accepted_is_proposed(name: str) -> None:
     with pytest.raises(InputError) as error:
         parse_attack(name)
-    assert f"did you mean {name}?" not in str(error.value.hint)
+    proposed = re.match(r"did you mean (.*)\?", str(error.value.hint))
+    for other in proposed[1].split(" or ") if proposed else ():
+        assert parse_attack(other) is not None
+
+
+@pytest.mark.parametrize("name", ["mma-4", "mm3", "mm9"])
+def test_a_margin_attack_by_name_is_judged_like_any_other(name: str) -> None:
+    report = threshold([name])
+    assert report.outcomes[name].tolist() == threshold(["pgd-20"]).outcomes["pgd-20"].tolist()
 
 
 def test_progress_counts_every_image_once_per_attack() -> None:

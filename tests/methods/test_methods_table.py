@@ -78,6 +78,13 @@ def test_every_argument_reaches_the_recipe(name: str) -> None:
             "clip": 0.123,
             "quantile": 0.5,
             "weight": 0.123,
+            "eps_low": 1 / 255,
+            "inner_attack": "mma",
+            "mask": "random",
+            "cam": "layercam",
+            "layer": "layer3",
+            "assign": "permuted",
+            "protocol": "release",
         }
         value = other.get(key)
         if value is None:

@@ -82,7 +82,7 @@ def test_the_perturbation_is_carried_from_batch_to_batch(tiny_batch: Images) -> 
         x = tiny_batch(seed=step).x
         grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
         torch.testing.assert_close(part.apply_to(x), (x + delta).clamp(0, 1), rtol=0, atol=1e-6)
-        part.observe(x, grad, Linf(0.1))
+        part.carry(x, grad, Linf(0.1))
         delta = (delta + 0.06 * grad.sign()).clamp(-0.1, 0.1)
         delta = (x + delta).clamp(0, 1) - x
         torch.testing.assert_close(part.delta, delta, rtol=0, atol=1e-6)
@@ -98,7 +98,7 @@ def test_a_larger_batch_starts_at_zero_in_its_new_places_and_a_smaller_one_keeps
         old = min(n, len(before))
         torch.testing.assert_close(seen[:old], (x[:old] + before[:old]).clamp(0, 1))
         assert torch.equal(seen[old:], x[old:])
-        part.observe(x, torch.ones_like(x), Linf(0.1))
+        part.carry(x, torch.ones_like(x), Linf(0.1))
         assert torch.equal(part.delta[n:], before[n:])
     assert len(part.delta) == 5
 
@@ -109,14 +109,14 @@ def test_the_perturbation_stays_in_the_ball_of_the_threat(tiny_batch: Images) ->
         for step in range(4):
             x = tiny_batch(seed=step).x
             assert threat.distance(part.apply_to(x), x).max() <= float(threat.eps) + 1e-6
-            part.observe(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(step)), threat)
+            part.carry(x, torch.randn(x.shape, generator=torch.Generator().manual_seed(step)), threat)
 
 
 def test_the_state_dict_of_a_perturbation_goes_into_a_fresh_module(tiny_batch: Images) -> None:
     part = CarriedPerturbation().build(torch.nn.Identity())
     x = tiny_batch().x
     part.apply_to(x)
-    part.observe(x, torch.ones_like(x), Linf(0.1))
+    part.carry(x, torch.ones_like(x), Linf(0.1))
     fresh = CarriedPerturbation().build(torch.nn.Identity())
     parts, other = torch.nn.ModuleList([part]), torch.nn.ModuleList([fresh])
     other.load_state_dict({name: t.clone() for name, t in parts.state_dict().items()})
@@ -131,6 +131,6 @@ def test_loading_does_not_take_over_the_tensor(tiny_batch: Images) -> None:
     saved = torch.zeros(2, 1, 8, 8)
     part.load_state_dict({"delta": saved})
     x = tiny_batch(2).x
-    part.observe(x, torch.ones_like(x), Linf(0.1))
+    part.carry(x, torch.ones_like(x), Linf(0.1))
     assert not saved.any()
     assert part.delta.any()
