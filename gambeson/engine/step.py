@@ -8,7 +8,6 @@ from torch.optim import Optimizer
 
 from gambeson.core.modes import replay_statistics, running_statistics
 from gambeson.core.parameters import applied
-from gambeson.core.threat import L2, Linf
 from gambeson.core.types import Batch, Outcome, Rng
 from gambeson.engine.precision import unwrapped
 from gambeson.methods.recipe import Recipe, search
@@ -32,11 +31,11 @@ def robust_step(
     Returns:
         Mean loss and logits by view, detached, on the device.
     """
+    if recipe.inner == "carried":
+        return _carried_step(net, batch, recipe, parts, optimizer)
     threat = recipe.threat
     for part in parts:
         threat = part.budget(unwrapped(net), batch, threat, rng, epoch)
-    if recipe.inner == "carried":
-        return _carried_step(net, batch, recipe, threat, parts, optimizer)
     x_adv, perturbation = search(net, batch, recipe, optimizer, rng, epoch, threat)
     wp = recipe.weight_perturbation
     keep = wp is not None and wp.keep
@@ -69,16 +68,14 @@ def forward(net: nn.Module, images: dict[str, Tensor], views: tuple[str, ...]) -
     return logits
 
 
-def _carried_step(
-    net: nn.Module, batch: Batch, recipe: Recipe, threat: Linf | L2, parts: Parts, optimizer: Optimizer
-) -> Outcome:
+def _carried_step(net: nn.Module, batch: Batch, recipe: Recipe, parts: Parts, optimizer: Optimizer) -> Outcome:
     memory = next(part for part in parts if isinstance(part, CarriedState))
     x_adv = memory.apply_to(batch.x).requires_grad_()
     logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
     loss = recipe.objective(logits, batch.y).mean()
     loss.backward()  # one backward for the weights and for the next perturbation
     assert x_adv.grad is not None
-    memory.carry(batch.x, x_adv.grad, threat)
+    memory.carry(batch.x, x_adv.grad, recipe.threat)
     _update(net, parts, optimizer)
     return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
 

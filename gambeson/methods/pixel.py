@@ -63,8 +63,8 @@ def part(
         warm-up are the release's, the mask for all channels and the map's own image are as its figures show. Maps are
         made of images without augmentation and the mask moves through crop and flip. Multiplying the perturbation by
         the mask, as a figure has it, would also shrink it inside the budget; it is clipped, as the release does.
-        Release: the random start of an epoch's maps and the order of its batches come from other generators. Not yet
-        reproduced at full size.
+        Release: its random draws come from other generators, and its warm-up clips the start to [0, 1], which its
+        epochs with maps do not; here neither does. Not yet reproduced at full size.
     """
     base = pgd_at(eps, steps, rel_step_size)
     return _with_budget(

@@ -94,7 +94,9 @@ class Recipe:
                 f"eps_low must not exceed eps, got {part.eps_low:.4g} and {self.threat.eps:.4g}",
                 hint="eps is the budget of the pixels in the mask, eps_low that of the others",
             )
-        if self.attack is None and self.inner != "carried":
+        if self.inner == "carried":
+            raise InputError("a carried perturbation kept to the budgets of the batch before: they do not go together")
+        if self.attack is None:
             raise InputError("a budget per pixel needs an attack, and this recipe has none")
         if isinstance(self.attack, PGD) and not self.attack.project:
             raise InputError("a budget per pixel needs an attack that projects; with project=False it bounds nothing")

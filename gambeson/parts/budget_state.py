@@ -97,6 +97,8 @@ class BudgetState(Part):
                 order = torch.randperm(len(maps), generator=rng("budget"), device=maps.device)
                 maps, dead = maps[order], dead[order]
             return self._rule(maps, dead, batch, moved=False)
+        if len(self.maps) == 0:
+            raise InputError("there are no stored maps yet", hint="begin_epoch makes them; or use refresh=0")
         maps = self.maps[self._whose(batch.index)]
         return self._rule(maps, maps.amax((1, 2)) == 0, batch, moved=spec.assign != "release")
 
@@ -141,6 +143,10 @@ class BudgetState(Part):
         self.maps = torch.cat(found)
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        for name in ("maps", "order"):  # their shapes are the data's
-            setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.counts.device))
+        for name in ("maps", "order"):
+            if len(state_dict[prefix + name]) == 0 and len(getattr(self, name)):
+                # a rollback, within an epoch that needs them, to weights from before the first maps: these stay in use
+                state_dict = {**state_dict, prefix + name: getattr(self, name)}
+            else:  # their shapes are the data's
+                setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.counts.device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -146,6 +146,8 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None = None) -> Site:
     alone is read after that); else the output of the last stage with convolutions that has more than one position:
     `layer4` of ResNets, `block3` of WideResNets, before a final BatchNorm, as in PART's release.
 
+    Feature maps are `(N, K, h, w)` or tokens `(N, T, K)`; other orders, such as `(N, h, w, K)`, are not told apart.
+
     The closed form is not assumed but checked on `x`: the linear layer's input must be the pooled features.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, get_args
@@ -73,7 +74,7 @@ class Jet:
 
     def __call__(self, u: Tensor) -> Tensor:
         """Mask `(N, 3, H, W)`, bool, from maps `(N, H, W)`."""
-        table = jet_table().to(u.device, u.dtype)
+        table = _on_device(jet_table, u.dtype, u.device)
         level = (u.square() * 256).long().clamp_(0, 255)
         rgb = table.index_select(0, level.flatten()).unflatten(0, level.shape)
         mean = rgb.mean((1, 2, 3), keepdim=True)
@@ -235,12 +236,19 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
     Bicubic interpolation is linear and separable: one small matrix for rows and one for columns.
     """
-    rows = bicubic_matrix(maps.shape[1], size[0]).to(maps.device, maps.dtype)
-    columns = bicubic_matrix(maps.shape[2], size[1]).to(maps.device, maps.dtype)
+    rows, columns = (
+        _on_device(bicubic_matrix, maps.dtype, maps.device, source, target)
+        for source, target in zip(maps.shape[1:], size, strict=True)
+    )
     return rows @ maps @ columns.T
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=32)
+def _on_device(table: Callable[..., Tensor], dtype: torch.dtype, device: torch.device, *arguments: int) -> Tensor:
+    """A constant as a kernel wants it, moved once and not at every step."""
+    return table(*arguments).to(dtype).to(device)
+
+
 def bicubic_matrix(source: int, target: int) -> Tensor:
     """Pillow's bicubic interpolation from `source` to `target` points as a matrix, float64 `(target, source)`."""
     with torch.no_grad():
@@ -250,7 +258,6 @@ def bicubic_matrix(source: int, target: int) -> Tensor:
     return spread[:, 0, :, 0].T.contiguous()
 
 
-@lru_cache(maxsize=1)
 def jet_table() -> Tensor:
     """Matplotlib's jet, float64 `(256, 3)`."""
     import numpy as np
