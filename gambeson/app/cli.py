@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, TextIO
 
-from gambeson.core.errors import GambesonError, nearest
+from gambeson.core.errors import GambesonError, GambesonWarning, nearest
 
 COMMANDS = {
     "train": "train a model: gambeson train METHOD [options], or --config FILE",
     "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
+    "diagnose": "look inside: cam RUN (where the budget lies), or regions (does the place matter?)",
     "resume": "go on with an interrupted run: gambeson resume RUN",
     "runs": "runs list, or runs compare RUN RUN...",
     "list": "list methods, attacks, models, data or recipes",
@@ -35,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            code = _dispatch(args)
+            with warnings.catch_warnings():
+                warnings.showwarning = _note
+                code = _dispatch(args)
         except SystemExit as done:  # the parser printed its help
             code = int(done.code or 0)
         sys.stdout.flush()
@@ -91,6 +95,21 @@ def _complain(error: GambesonError) -> int:
     from gambeson.app.parsing import UsageError
 
     return _say(f"gambeson: {error}", 2 if isinstance(error, UsageError) else 1)
+
+
+def _note(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A warning of the library as a note in one line; any other as Python shows it."""
+    if issubclass(category, GambesonWarning):
+        print(f"gambeson: note: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
 def _say(text: str, code: int) -> int:

@@ -105,3 +105,63 @@ class RunsOptions:
     root: str = "runs"
     plot: str | None = None
     json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CamOptions:
+    """Which maps of a run to look at.
+
+    Args:
+        checkpoint: best (by validation), final, or last.
+        split: test or val.
+        images: Images in the picture, evenly over those measured.
+        test_size: Measure only that many images.
+        cam: gradcam, xgradcam or layercam; default the run's, else gradcam.
+        layer: Module whose output the maps are made of; default the run's, else the last spatial feature map.
+        mask: Which pixels have the full budget: zscore[:T], quantile[:Q] or jet; default the run's, else zscore.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        batch_size: Images at a time.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default RUN/diagnosis/cam.png.
+        json: Print JSON instead of a table.
+    """
+
+    checkpoint: str = "best"
+    split: str = "test"
+    images: int = 8
+    test_size: int | None = None
+    cam: str | None = None
+    layer: str | None = None
+    mask: str | None = None
+    data_dir: str | None = None
+    device: str = "auto"
+    batch_size: int = 256
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsOptions:
+    """Budgets, seeds and place of the regional experiment.
+
+    Args:
+        eps: Budget of three quarters of the image; default 1.5 times the data set's (digits 0.3, CIFAR 12/255).
+        eps_low: Budget of the other quarter; default 0.75 times the data set's (digits 0.15, CIFAR 6/255).
+        eval_eps: Budget of the attacks on the test set; default the data set's (digits 0.2, CIFAR 8/255).
+        steps: Attack steps of the training.
+        rel_step_size: Step as a multiple of eps, the same on all pixels and in all setups.
+        seeds: Seeds, comma-separated; every one trains all five setups.
+        root: Folder for the runs, the table and the picture. The same command goes on where it stopped.
+        out: Picture to write (.png, .svg, .pdf); default ROOT/regions.png.
+        json: Print JSON instead of tables.
+    """
+
+    eps: float | None = None
+    eps_low: float | None = None
+    eval_eps: float | None = None
+    steps: int = 10
+    rel_step_size: float = 0.25
+    seeds: str = "0,1,2"
+    root: str = "runs/regions"
+    out: str | None = None
+    json: bool = False

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gambeson.core.errors import InputError
+from gambeson.diagnosis.pictures import COLOURS, save
 from gambeson.engine.run import Run
 
 PANELS = {
@@ -18,8 +19,6 @@ LABELS = {
     "probe/fgsm_acc": "FGSM",
     "probe/pgd10_acc": "PGD-10",
 }
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def curves(runs: Sequence[Run], path: Path) -> None:
@@ -70,10 +69,6 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot write the picture {path}: {str(error).splitlines()[0]}", hint="name a .svg or .png file"
-        ) from None
+        save(figure, path)
     finally:
         plt.close(figure)

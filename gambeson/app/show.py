@@ -35,7 +35,7 @@ err = _Console(stderr=True, highlight=False)
 def training(run: Run, trainer: Trainer, data: Splits) -> None:
     """What is about to be trained."""
     settings, call = trainer.settings, run.call
-    arguments = ", ".join(f"{key}={_short(value)}" for key, value in call["method"]["args"].items())
+    arguments = ", ".join(f"{key}={short(value)}" for key, value in call["method"]["args"].items())
     parameters = sum(p.numel() for p in trainer.model.parameters())
     out.print(f"[bold]{call['method']['name']}[/bold]({arguments})", soft_wrap=True)
     out.print(
@@ -105,14 +105,14 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
 def report(found: Report, title: str, *, per_class: bool = False) -> None:
     """The table of an evaluation."""
     out.print(f"{escape(title)}, {_budget(found)}", soft_wrap=True)
-    table = _table("attack", "accuracy, % [95 %]")
+    table = new_table("attack", "accuracy, % [95 %]")
     for name in found.outcomes:
         table.add_row(name, _interval(found.accuracy(name)))
     if len(found.outcomes) > 2:
         table.add_row("worst of all", _interval(found.worst()), style="bold")
-    _print(table)
+    print_table(table)
     if per_class:
-        _print(_class_table(found))
+        print_table(_class_table(found))
     warn_of_failures(found)
 
 
@@ -129,11 +129,11 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
     """The table at the end of a training."""
     first = reports[0][1]
     out.print(f"\naccuracy on the test set, {_budget(first)}")
-    table = _table("weights", *[f"{name}, % [95 %]" for name in first.outcomes])
+    table = new_table("weights", *[f"{name}, % [95 %]" for name in first.outcomes])
     for label, found in reports:
         note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
         table.add_row(note, *[_interval(found.accuracy(name)) for name in found.outcomes])
-    _print(table)
+    print_table(table)
     for _, found in reports:
         warn_of_failures(found)
     note = "[..]: Wilson 95 % intervals."
@@ -153,30 +153,32 @@ def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
     if not rows:
         out.print(f"no runs in {escape(root)}; start one with `gambeson train n-lap`")
         return
-    table = _table("run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4)
+    table = new_table(
+        "run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4
+    )
     for row in rows:
         shown = [value for key, value in row.items() if key != "model"]
         cells = [f"{100 * value:.1f}" if isinstance(value, float) else value for value in shown]
         table.add_row(*[escape(str(cell)) if cell is not None else "-" for cell in cells])
-    _print(table)
+    print_table(table)
 
 
 def comparison(found: Mapping[str, Any]) -> None:
     """The tables of `runs compare`."""
     names = found["runs"]
     if found["settings"]:
-        table = _table("setting", *names, left=1 + len(names))
+        table = new_table("setting", *names, left=1 + len(names))
         for key, values in found["settings"].items():
-            table.add_row(key, *["-" if value is None else escape(_short(value)) for value in values])
-        _print(table)
+            table.add_row(key, *["-" if value is None else escape(short(value)) for value in values])
+        print_table(table)
     else:
         out.print("all settings are equal")
-    table = _table("test accuracy, % [95 %]", *names)
+    table = new_table("test accuracy, % [95 %]", *names)
     for key, values in found["accuracy"].items():
         sizes = {value["n"] for value in values if value}
         label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
         table.add_row(label, *[_interval(Interval(**value)) if value else "-" for value in values])
-    _print(table)
+    print_table(table)
     for line in found["paired"]:
         verdict = "differ" if line["p"] < 0.05 else "not significantly different"
         out.print(
@@ -198,13 +200,14 @@ def _shape(data: Splits) -> str:
     return f"{data.facts.channels}x{data.facts.size}x{data.facts.size}"
 
 
-def _print(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a table at the width it needs: on a narrow terminal lines wrap, but no number is cut."""
     needed = out.measure(table, options=out.options.update(max_width=10_000)).maximum
     (out if needed <= out.width else _Console(width=needed, highlight=False)).print(table)
 
 
-def _table(*columns: str, left: int = 1) -> Table:
+def new_table(*columns: str, left: int = 1) -> Table:
+    """A table with its first `left` columns aligned at the left, the others, of numbers, at the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(escape(column), justify="left" if number < left else "right", no_wrap=True)
@@ -212,7 +215,7 @@ def _table(*columns: str, left: int = 1) -> Table:
 
 
 def _budget(found: Report) -> str:
-    return f"{found.settings['norm']} eps {_short(found.settings['eps'])}, n = {len(found.y)}"
+    return f"{found.settings['norm']} eps {short(found.settings['eps'])}, n = {len(found.y)}"
 
 
 def _interval(found: Interval) -> str:
@@ -220,7 +223,7 @@ def _interval(found: Interval) -> str:
 
 
 def _class_table(found: Report) -> Table:
-    table = _table("class", *[f"{name}, % [95 %]" for name in found.outcomes])
+    table = new_table("class", *[f"{name}, % [95 %]" for name in found.outcomes])
     columns = [found.per_class(name) for name in found.outcomes]
     for number, label in enumerate(found.class_names):
         table.add_row(escape(label), *[_interval(row) if (row := column[number]) else "-" for column in columns])
@@ -246,7 +249,8 @@ def _probe(row: Mapping[str, Any]) -> str:
     )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for a line of text: a budget of whole grey levels as a fraction of 255."""
     if isinstance(value, float):
         grey = value * 255
         return f"{round(grey)}/255" if 0 < grey <= 33 and abs(grey - round(grey)) < 1e-9 else f"{value:g}"

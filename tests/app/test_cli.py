@@ -21,6 +21,8 @@ HELP = [
     ["-h"],
     *[[name, "--help"] for name in cli_module.COMMANDS],
     ["train", "n-lap", "-h"],
+    ["diagnose", "cam", "--help"],
+    ["diagnose", "regions", "--help"],
     *[["train", name, "--help"] for name in METHODS],
 ]
 
@@ -47,7 +49,14 @@ def test_without_a_command_the_first_page_is_shown_and_the_usage_is_wrong(cli: C
     assert result.out == cli("--help").out
 
 
-PAGES = [*[["train", name, "--help"] for name in METHODS], ["evaluate", "-h"], ["resume", "-h"], ["runs", "-h"]]
+PAGES = [
+    *[["train", name, "--help"] for name in METHODS],
+    ["evaluate", "-h"],
+    ["resume", "-h"],
+    ["runs", "-h"],
+    ["diagnose", "cam", "-h"],
+    ["diagnose", "regions", "-h"],
+]
 
 
 def defaults(out: str) -> dict[str, str]:

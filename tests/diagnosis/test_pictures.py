@@ -1,0 +1,42 @@
+"""Pictures are refused before any work, or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from gambeson.core.errors import InputError
+from gambeson.diagnosis.pictures import require_picture, save
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("picture", "needs an ending"),
+        ("a.xyz", ".xyz is no format"),
+        ("a.json", ".json is no format"),
+        ("folder.png", "it is a folder"),
+        ("nowhere/a.png", "there is no folder"),
+    ],
+)
+def test_what_cannot_be_written_is_said_before(name: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(InputError, match=reason):
+        require_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "PNG"])
+def test_what_is_let_through_can_be_written(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{ending}"
+    require_picture(path)
+    save(Figure(), path)
+
+    assert path.stat().st_size > 100
+
+
+def test_a_figure_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write the picture .*a\.xyz: ") as error:
+        save(Figure(), tmp_path / "a.xyz")
+    assert error.value.hint == "name a .svg or .png file"
