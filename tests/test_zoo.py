@@ -38,7 +38,7 @@ assert set(zoo.ATTACK_NAMES) == set(ATTACKS), (
     f"tests/zoo.py and gambeson.evaluation.ATTACKS disagree on {sorted(set(zoo.ATTACK_NAMES) ^ set(ATTACKS))}"
 )
 
-NAMES = [*zoo.METHOD_SETTINGS, *zoo.VARIANTS, *zoo.AVERAGED]
+NAMES = [*zoo.METHOD_SETTINGS, *zoo.VARIANTS, *zoo.AVERAGED, *zoo.COMPOSED]
 ATTACKED = [name for name in NAMES if zoo.recipe(name).attack is not None]
 PERTURBED = [name for name in NAMES if zoo.recipe(name).weight_perturbation is not None]
 every_recipe = pytest.mark.parametrize("name", NAMES)

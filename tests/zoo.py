@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gambeson.core.types import Batch, Task
 from gambeson.data.splits import Examples
 from gambeson.methods import METHODS, Recipe
-from gambeson.parts import EMA
+from gambeson.parts import EMA, Relative, WeightPerturbation
 
 METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {},
@@ -59,6 +59,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 AVERAGED = {"n-lap-ema": "n-lap", "standard-ema": "standard", "mart-awp-ema": "mart-awp", "part-t-ema": "part-t"}
 """Compositions with a moving average of the weights."""
 
+COMPOSED = {"part-t-awp-ema": "part-t-ema"}
+"""Compositions with a weight perturbation."""
+
 ATTACK_NAMES: dict[str, str] = {
     "clean": "clean",
     "fgsm": "fgsm",
@@ -76,6 +79,8 @@ TASK = Task(num_classes=5, channels=3, size=8, mean=(0.5, 0.45, 0.4), std=(0.25,
 
 def recipe(name: str) -> Recipe:
     """The recipe of a row."""
+    if name in COMPOSED:
+        return replace(recipe(COMPOSED[name]), weight_perturbation=WeightPerturbation(size=Relative(0.01)))
     if name in AVERAGED:
         base = recipe(AVERAGED[name])
         return replace(base, parts=(*base.parts, EMA(decay=0.9)))
