@@ -79,7 +79,7 @@ class Jet:
         rgb = table.index_select(0, level.flatten()).unflatten(0, level.shape)
         mean = rgb.mean((1, 2, 3), keepdim=True)
         # by moments: rgb.std takes longer than all the rest
-        std = (rgb.square().mean((1, 2, 3), keepdim=True) - mean.square()).sqrt()
+        std = (rgb.square().mean((1, 2, 3), keepdim=True) - mean.square()).clamp_min(0).sqrt()
         return (rgb > mean + std).permute(0, 3, 1, 2)
 
 

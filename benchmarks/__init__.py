@@ -1,0 +1,1 @@
+"""Timings against reference implementations, paired in one process: `python -m benchmarks --list`."""

@@ -1,0 +1,158 @@
+"""The harness of the benchmarks: what it times, when it refuses, and what it writes. No test depends on a speed."""
+
+import importlib
+import importlib.util
+import json
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SPEC = importlib.util.spec_from_file_location("benchmarks", FOLDER / "__init__.py")
+assert SPEC is not None
+assert SPEC.loader is not None
+sys.modules["benchmarks"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(sys.modules["benchmarks"])
+case = importlib.import_module("benchmarks.case")
+cli = importlib.import_module("benchmarks.cli")
+pairs = importlib.import_module("benchmarks.pairs")
+report = importlib.import_module("benchmarks.report")
+reference = importlib.import_module("benchmarks.references.part_masks")
+part_masks = importlib.import_module("benchmarks.workloads.part_masks")
+
+Bound, Case, Check, Ratio = case.Bound, case.Case, case.Check, case.Ratio
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The workload with networks of width 4 and a tiny transformer, without real images; torch's threads come back."""
+    build, transformer = part_masks.create, part_masks.VisionTransformer
+    monkeypatch.setattr(part_masks, "create", lambda name, task, *, width, seed: build(name, task, width=4, seed=seed))
+    monkeypatch.setattr(
+        part_masks, "VisionTransformer", lambda task, **_: transformer(task, patch=8, dim=16, depth=2, heads=2)
+    )
+    monkeypatch.delenv("GAMBESON_DATA", raising=False)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def a_case(variants, passed=True):
+    check = Check("equal", 1.0 if passed else 0.9, Bound(">=", 0.9999))
+    return Case("a case", variants, "unit", lambda: [check], (Ratio("slow / unit", "slow", "unit", Bound(">=", 1)),))
+
+
+def test_every_variant_runs_once_per_round_in_changing_order():
+    calls = []
+    variants = {name: lambda name=name: calls.append(name) for name in "abc"}
+    samples = pairs.measure(variants, rounds=5, seed=3)
+    order = [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)]
+    assert len(order) == 6  # with the warm-up
+    assert all(sorted(one) == ["a", "b", "c"] for one in order)
+    assert len(set(order)) > 1
+    for clock in ("cpu", "wall"):
+        assert {name: len(values) for name, values in samples.by(clock).items()} == {"a": 5, "b": 5, "c": 5}
+    calls.clear()
+    pairs.measure(variants, rounds=5, seed=3)
+    assert [tuple(calls[i : i + 3]) for i in range(0, len(calls), 3)] == order
+
+
+def test_both_clocks_are_real():
+    samples = pairs.measure({"sleep": lambda: time.sleep(0.02), "work": lambda: sum(range(200_000))}, rounds=2)
+    assert min(samples.wall["sleep"]) >= 0.02
+    assert max(samples.cpu["sleep"]) < 0.02  # sleeping is no processor time
+    assert min(samples.cpu["work"]) > 0
+
+
+def test_ratios_pair_the_times_of_the_same_round():
+    seconds = {"slow": [2.0, 6.0, 4.0], "fast": [1.0, 2.0, 0.5]}
+    assert pairs.ratios(seconds, "slow", "fast") == [2.0, 3.0, 8.0]
+    assert pairs.spread([2.0, 3.0, 8.0]) == (2.0, 2.5, 3.0, 5.5, 8.0)
+    with pytest.raises(ValueError, match="zip"):
+        pairs.ratios({"slow": [1.0, 2.0], "fast": [1.0]}, "slow", "fast")
+
+
+@pytest.mark.parametrize(
+    ("bound", "met"),
+    [(Bound(">=", 2.5), True), (Bound(">=", 2.6), False), (Bound("<=", 5.5), True), (Bound("<=", 5.4), False)],
+)
+def test_a_goal_is_judged_by_the_quartile_on_its_far_side(bound, met):
+    assert Ratio("r", "a", "b", bound).met(pairs.spread([2.0, 3.0, 8.0])) is met
+    assert Ratio("r", "a", "b").met(pairs.spread([1.0])) is None
+    assert not bound.holds(float("nan"))
+
+
+@pytest.mark.parametrize("checks", [[], [Check("equal", 0.9, Bound(">=", 0.9999))]], ids=["none", "failed"])
+def test_nothing_is_timed_where_the_guard_fails(checks):
+    ran = []
+    result = case.run(Case("a case", {"unit": lambda: ran.append(1)}, "unit", lambda: checks, ()), rounds=2)
+    assert not ran
+    assert result.samples is None
+    with pytest.raises(case.GuardError, match="a case: no times and no ratios"):
+        result.ratio("unit", "unit", "cpu")
+    assert "forwards" not in report.text(result, "cpu")
+    assert report.record("w", result)["ratios"] is None
+
+
+def test_the_table_says_what_was_missed():
+    result = case.run(a_case({"slow": lambda: sum(range(200_000)), "unit": lambda: None}), rounds=3)
+    shown = report.text(result, "cpu")
+    ratio = result.ratio("slow", "unit", "cpu")
+    assert f"| slow / unit | {ratio.median:.2f} (" in shown
+    assert shown.endswith("| >= 1 | met |")
+    never = case.Result(a_case({}), result.checks, pairs.Samples({"slow": [1.0], "unit": [2.0]}, {}))
+    assert report.text(never, "cpu").endswith("| slow / unit | 0.50 (0.50 to 0.50) | 0.50 to 0.50 | >= 1 | missed |")
+
+
+def test_part_masks_reports_ratios_of_two_timings(small, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    words = ["part-masks", "--rounds", "2", "--batch-size", "6", "--json", str(file)]
+    assert cli.main(words) == 0
+    shown, content = capsys.readouterr().out, json.loads(file.read_text())
+    assert content["command"] == "python -m benchmarks part-masks --rounds 2 --batch-size 6 --json " + str(file)
+    assert content["machine"]["processor"]
+    assert content["machine"]["versions"]["torch"] == torch.__version__
+    assert len(content["cases"]) == 4
+    for one in content["cases"]:
+        assert all(check["passed"] for check in one["checks"])
+        assert one["title"] in shown
+        assert {"one by one (reference)", "backward through the head", "forward"} <= set(one["samples"]["cpu"])
+        for clock in ("cpu", "wall"):
+            assert all(len(values) == 2 and min(values) > 0 for values in one["samples"][clock].values())
+        for table in one["ratios"]:
+            for row in table["rows"]:
+                of, to = (one["samples"][table["clock"]][row[key]] for key in ("of", "to"))
+                by_hand = sorted(a / b for a, b in zip(of, to, strict=True))
+                assert (row["min"], row["max"]) == pytest.approx(by_hand)
+
+
+def test_part_masks_gives_no_ratio_for_other_masks(small, tmp_path, capsys, monkeypatch):
+    jet = part_masks.Jet
+    monkeypatch.setattr(part_masks, "Jet", lambda: lambda u: ~jet()(u))
+    file = tmp_path / "out.json"
+    assert cli.main(["part-masks", "--rounds", "1", "--batch-size", "4", "--json", str(file)]) == 1
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown
+    assert " | " not in shown
+    assert all(one["samples"] is None and one["ratios"] is None for one in json.loads(file.read_text())["cases"])
+
+
+def test_a_dead_map_keeps_the_low_budget_everywhere_in_the_reference():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 2)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()  # no feature, no gradient
+    budget = reference.budgets(net, torch.rand(2, 3, 8, 8), "0")
+    assert torch.equal(budget, torch.full((2, 3, 8, 8), 7 / 255))
+
+
+def test_the_list_and_what_is_refused(capsys):
+    assert cli.main(["--list"]) == 0
+    assert capsys.readouterr().out.startswith("part-masks ")
+    for words, said in ((["nothing"], "there are part-masks"), (["--rounds", "0"], "--rounds must be at least 1")):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert said in capsys.readouterr().err
