@@ -4,7 +4,7 @@
 
 A story is a YAML file with `seeds`, `threads`, `attack` (columns of the table), and `rows`: a label and the words after
 `gambeson train` each. Finished runs are not repeated, interrupted ones are resumed; the table is printed from what is
-there.
+there. With `pairs`, pairs of labels, a second table has the differences seed by seed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from gambeson.diagnosis.spread import difference
 from gambeson.engine.sentinel import has_collapsed
 
 # glibc otherwise gives large tensors back to the kernel and faults them in again at every pass: a tenth of the time.
@@ -46,6 +47,9 @@ def main() -> int:
         if any(codes):
             print(f"{sum(map(bool, codes))} of {len(codes)} commands failed; see {options.runs}/*.log", file=sys.stderr)
     print(table(options.runs, story, rows))
+    if story.get("pairs"):
+        print()
+        print(differences(options.runs, story))
     return 0
 
 
@@ -111,6 +115,25 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
             f"{statistics.median(seconds):.0f}",
         ]
         lines.append(f"| {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def differences(runs: Path, story: dict[str, Any]) -> str:
+    """The Markdown table of mean differences in points, with Student's 95 % interval over the seeds of both rows."""
+    attacks = story["attack"].split(",")
+    lines = [f"| difference | seeds | {' | '.join(attacks)} |", f"|---|---|{'---|' * len(attacks)}"]
+    for a, b in story["pairs"]:
+        both = [(results(folder(runs, a, seed)), results(folder(runs, b, seed))) for seed in story["seeds"]]
+        done = [(one, other) for one, other in both if one and other]
+        if not done:
+            continue
+        cells = []
+        for attack in attacks:
+            sides = [[100 * record["accuracy"][attack]["value"] for record in side] for side in zip(*done, strict=True)]
+            found = difference(*sides)
+            interval = "" if found.low is None else f" ({found.low:+.1f} to {found.high:+.1f})"
+            cells.append(f"{found.mean:+.1f}{interval}")
+        lines.append(f"| {a} - {b} | {len(done)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -39,6 +39,16 @@ def test_the_table_has_mean_spread_range_and_collapses(tmp_path):
     assert len(table) == 3
 
 
+def test_differences_are_paired_by_seed(tmp_path):
+    story = {"seeds": [0, 1, 2], "attack": "clean,pgd-40", "pairs": [["a", "b"], ["a", "not yet"]]}
+    for seed, (clean, robust) in enumerate([(0.9, 0.5), (0.8, 0.4), (0.7, 0.3)]):
+        finished(tmp_path, "a", seed, clean, robust)
+        finished(tmp_path, "b", seed, clean - 0.1, robust + 0.01 * seed)
+    table = repeat.differences(tmp_path, story).splitlines()
+    assert table[0] == "| difference | seeds | clean | pgd-40 |"
+    assert table[2:] == ["| a - b | 3 | +10.0 (+10.0 to +10.0) | -1.0 (-3.5 to +1.5) |"]
+
+
 @pytest.mark.parametrize("state", ["new", "interrupted", "done"])
 def test_what_is_missing_is_run_and_what_was_interrupted_is_resumed(state, tmp_path, monkeypatch):
     calls = []
