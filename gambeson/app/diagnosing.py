@@ -93,9 +93,10 @@ def cam(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "mask_from": origin,
+        "assigned": budget.assign if budget and origin == "run" else None,
         **found.to_dict(),
     }
-    if budget:
+    if budget and origin == "run":
         eps = float(recipe.threat.eps)
         record["budget"] = {"eps": eps, "eps_low": budget.eps_low, "mean": found.mean_budget(eps, budget.eps_low)}
     record["versions"] = versions()

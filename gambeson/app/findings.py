@@ -52,6 +52,10 @@ def cam(record: Mapping[str, Any]) -> None:
         out.print(
             f"an image with an empty map has the {record['dead_budget']} budget everywhere", style="dim", soft_wrap=True
         )
+    if record["assigned"] not in (None, "own"):
+        out.print(
+            f"in training (assign {record['assigned']}) the masks went to other images than these", soft_wrap=True
+        )
     if "budget" in record:
         budget = record["budget"]
         mean, eps, eps_low = (budget_text(budget[key]) for key in ("mean", "eps", "eps_low"))

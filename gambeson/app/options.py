@@ -49,7 +49,7 @@ class EvaluateOptions:
     """What to measure.
 
     Args:
-        attack: Attacks, comma-separated: clean, fgsm, pgd-K, pgd-K-R (K steps, R restarts).
+        attack: Attacks, comma-separated: clean, fgsm, pgd-K, pgd-K-R (K steps, R restarts), mma-K, mm3, mm9, mm+.
         checkpoint: best (by validation), final, or last.
         eps: Budget; default the run's.
         norm: Linf or L2; default the run's.

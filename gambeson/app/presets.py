@@ -15,13 +15,5 @@ METHOD: dict[tuple[str, str], dict[str, Any]] = {
     ("digits", "n-lap"): {"beta": 0.005},
     ("digits", "trades-awp"): {"warmup": 5},
     ("digits", "mart-awp"): {"warmup": 5},
-    **{
-        (data, method): {"warmup": TRAINING[data]["epochs"] // 4}
-        for data in TRAINING
-        for method in ("part", "part-t", "part-m")
-    },
 }
-"""Method arguments by data set and method.
-
-LAP's betas are published for CIFAR-10 only. PART warms up for a quarter of its epochs, 20 of 80.
-"""
+"""Method arguments by data set and method; LAP's betas are published for CIFAR-10 only."""

@@ -66,11 +66,11 @@ def budgets_of(options: RegionsOptions, data: Splits) -> Budgets:
     size, eps = data.facts.size, data.facts.eps
     if size % 2:
         raise InputError(f"images of {size} pixels have no four equal quarters", hint=f"--size {size + 1}, for folders")
-    return Budgets(
-        scaled(eps, 1.5) if options.eps is None else options.eps,
-        scaled(eps, 0.75) if options.eps_low is None else options.eps_low,
-        Linf(eps if options.eval_eps is None else options.eval_eps),
-    )
+    high = scaled(eps, 1.5) if options.eps is None else options.eps
+    low = scaled(eps, 0.75) if options.eps_low is None else options.eps_low
+    if low > high:
+        raise InputError(f"the low budget must not exceed the other, got eps_low {low:g} and eps {high:g}")
+    return Budgets(high, low, Linf(eps if options.eval_eps is None else options.eval_eps))
 
 
 def plan(

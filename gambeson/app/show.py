@@ -18,6 +18,7 @@ from gambeson.data import Splits
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
 from gambeson.evaluation import Interval, Report
+from gambeson.parts.budget_state import BudgetState
 
 Listener = Callable[[dict[str, Any]], None]
 
@@ -35,7 +36,8 @@ err = _Console(stderr=True, highlight=False)
 def training(run: Run, trainer: Trainer, data: Splits) -> None:
     """What is about to be trained."""
     settings, call = trainer.settings, run.call
-    arguments = ", ".join(f"{key}={short(value)}" for key, value in call["method"]["args"].items())
+    given = {key: value for key, value in call["method"]["args"].items() if value is not None}
+    arguments = ", ".join(f"{key}={short(value)}" for key, value in given.items())
     parameters = sum(p.numel() for p in trainer.model.parameters())
     out.print(f"[bold]{call['method']['name']}[/bold]({arguments})", soft_wrap=True)
     out.print(
@@ -45,9 +47,26 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
         f" {settings.schedule} lr to {settings.lr:g}, seed {settings.seed}",
         soft_wrap=True,
     )
+    for part in trainer.parts:
+        if isinstance(part, BudgetState):
+            out.print(_budget_line(part), soft_wrap=True)
     out.print(f"run directory: {escape(str(run.path))}", soft_wrap=True)
     if len(data.val) == 0:
         out.print("no validation split: the last weights are kept, nothing is selected")
+
+
+def _budget_line(part: BudgetState) -> str:
+    """What a budget per pixel does, with everything that was left to defaults."""
+    spec = part.spec
+    words = [f"budget per pixel: {short(spec.eps_low)} outside of the mask {escape(repr(spec.mask))}"]
+    if part.site is not None:
+        words.append(f"{spec.cam.method} of {escape(part.site.layer)}")
+        words.append(
+            f"every {spec.refresh} epochs" if spec.refresh > 1 else "every epoch" if spec.refresh else "every batch"
+        )
+    if spec.assign != "own":
+        words.append(f"of other images ({spec.assign})")
+    return ", ".join([*words, f"warm-up {part.warmup} {'epoch' if part.warmup == 1 else 'epochs'}"])
 
 
 def resuming(run: Run, trainer: Trainer) -> None:

@@ -144,8 +144,8 @@ class Regions:
         }
 
     def _verdict(self) -> str:
-        if len(self.seeds) < 2:
-            return "One seed gives no interval: nothing follows from these differences. Give at least three seeds."
+        if len(self.seeds) < 3:
+            return "Fewer than three seeds: nothing follows from these differences."
         controlled = [(setup, attack) for setup, to in PAIRS if to == "uniform" for attack in self.attacks]
         apart = [(s, a) for s, a in controlled if self.difference(s, "uniform", a).excludes_zero]
         count = len(controlled)

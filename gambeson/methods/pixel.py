@@ -13,7 +13,7 @@ from gambeson.methods.classic import mart, pgd_at, trades
 from gambeson.methods.recipe import Recipe
 from gambeson.parts.budgets import Assign, PixelBudget
 from gambeson.parts.cam import CAM, CamMethod
-from gambeson.parts.masks import create_mask
+from gambeson.parts.masks import Rule, create_mask
 
 Protocol = Literal["paper", "release"]
 
@@ -24,7 +24,7 @@ def part(
     inner_attack: Literal["pgd", "mma"] = "pgd",
     steps: int = 10,
     rel_step_size: float = 0.25,
-    warmup: int = 20,
+    warmup: int | None = None,
     mask: str | None = None,
     cam: CamMethod = "gradcam",
     layer: str | None = None,
@@ -39,17 +39,18 @@ def part(
 
     Args:
         eps: Budget of the pixels in the mask, fraction of the pixel range.
-        eps_low: Budget of the others; None takes 7/8 of eps, the paper's 7/255 at 8/255.
-        inner_attack: `pgd` on the cross-entropy, or `mma` on the three nearest margins.
+        eps_low: Budget of the pixels outside of the mask; default 7/8 of eps, the paper's 7/255 at 8/255.
+        inner_attack: `pgd` on the cross-entropy, or `mma` on the three nearest margins, at three times
+            the cost.
         steps: Attack steps.
         rel_step_size: Step as a multiple of eps, the same on all pixels; 1/4 is 2/255 at 8/255 (SVHN: 1/8).
-        warmup: Epochs before the maps are used.
+        warmup: Epochs before the maps are used, with eps everywhere; default a quarter of all, as the paper's 20 of 80.
         mask: `zscore[:T]`, `quantile[:Q]`, `jet`, `random[:SHARE]`, `uniform` (a control: no pixel keeps eps),
-            `quadrant:ul|ur|bl|br` or `file:PATH`; None takes the protocol's.
+            `quadrant:ul|ur|bl|br` or `file:PATH`; default `zscore`, in the release's protocol `jet`.
         cam: `gradcam`, `xgradcam` or `layercam`. On ResNets the first two are the same map.
-        layer: Module whose output the maps are made of; None takes the last spatial feature map.
+        layer: Module whose output the maps are made of; default the last spatial feature map.
         refresh: Epochs between refreshes of the maps (the paper's s, 1 or 10); 0 makes them anew for every batch.
-        assign: `own`, `permuted` (a control: another image's mask) or `release`; None takes the protocol's.
+        assign: `own`, `permuted` (a control: another image's mask) or `release`; default the protocol's.
         protocol: `paper`: z-score masks, one for all channels, of the image itself. `release`: what the released code
             does: jet masks per channel, of other images, a start in the full budget, and the low budget everywhere for
             empty maps.
@@ -79,7 +80,7 @@ def part_t(
     inner_attack: Literal["pgd", "mma"] = "pgd",
     steps: int = 10,
     rel_step_size: float = 0.25,
-    warmup: int = 20,
+    warmup: int | None = None,
     mask: str | None = None,
     cam: CamMethod = "gradcam",
     layer: str | None = None,
@@ -91,18 +92,21 @@ def part_t(
 
     Args:
         eps: Budget of the pixels in the mask, fraction of the pixel range.
-        eps_low: Budget of the others; None takes 7/8 of eps.
+        eps_low: Budget of the pixels outside of the mask; default 7/8 of eps, the paper's 7/255 at 8/255.
         beta: Weight of the KL term.
-        inner_attack: `pgd` on the KL divergence from `x + 0.001 * n`, or `mma`.
+        inner_attack: `pgd` on the KL divergence from `x + 0.001 * n`, or `mma`, at three times the cost.
         steps: Attack steps.
         rel_step_size: Step as a multiple of eps, the same on all pixels.
-        warmup: Epochs before the maps are used.
-        mask: As for `part`.
-        cam: As for `part`.
-        layer: As for `part`.
-        refresh: As for `part`.
-        assign: As for `part`.
-        protocol: As for `part`.
+        warmup: Epochs before the maps are used, with eps everywhere; default a quarter of all, as the paper's 20 of 80.
+        mask: `zscore[:T]`, `quantile[:Q]`, `jet`, `random[:SHARE]`, `uniform` (a control: no pixel keeps eps),
+            `quadrant:ul|ur|bl|br` or `file:PATH`; default `zscore`, in the release's protocol `jet`.
+        cam: `gradcam`, `xgradcam` or `layercam`. On ResNets the first two are the same map.
+        layer: Module whose output the maps are made of; default the last spatial feature map.
+        refresh: Epochs between refreshes of the maps (the paper's s, 1 or 10); 0 makes them anew for every batch.
+        assign: `own`, `permuted` (a control: another image's mask) or `release`; default the protocol's.
+        protocol: `paper`: z-score masks, one for all channels, of the image itself. `release`: what the released code
+            does: jet masks per channel, of other images, a start in the full budget, and the low budget everywhere for
+            empty maps.
 
     References:
         As `part`; Zhang et al., TRADES, ICML 2019, https://arxiv.org/abs/1901.08573.
@@ -123,7 +127,7 @@ def part_m(
     inner_attack: Literal["pgd", "mma"] = "pgd",
     steps: int = 10,
     rel_step_size: float = 0.25,
-    warmup: int = 20,
+    warmup: int | None = None,
     mask: str | None = None,
     cam: CamMethod = "gradcam",
     layer: str | None = None,
@@ -135,18 +139,21 @@ def part_m(
 
     Args:
         eps: Budget of the pixels in the mask, fraction of the pixel range.
-        eps_low: Budget of the others; None takes 7/8 of eps.
+        eps_low: Budget of the pixels outside of the mask; default 7/8 of eps, the paper's 7/255 at 8/255.
         beta: Weight of the misclassification-aware term; 6 in PART's release, 5 in MART's.
-        inner_attack: `pgd` on the cross-entropy from `x + 0.001 * n`, or `mma`.
+        inner_attack: `pgd` on the cross-entropy from `x + 0.001 * n`, or `mma`, at three times the cost.
         steps: Attack steps.
         rel_step_size: Step as a multiple of eps, the same on all pixels.
-        warmup: Epochs before the maps are used.
-        mask: As for `part`.
-        cam: As for `part`.
-        layer: As for `part`.
-        refresh: As for `part`.
-        assign: As for `part`.
-        protocol: As for `part`.
+        warmup: Epochs before the maps are used, with eps everywhere; default a quarter of all, as the paper's 20 of 80.
+        mask: `zscore[:T]`, `quantile[:Q]`, `jet`, `random[:SHARE]`, `uniform` (a control: no pixel keeps eps),
+            `quadrant:ul|ur|bl|br` or `file:PATH`; default `zscore`, in the release's protocol `jet`.
+        cam: `gradcam`, `xgradcam` or `layercam`. On ResNets the first two are the same map.
+        layer: Module whose output the maps are made of; default the last spatial feature map.
+        refresh: Epochs between refreshes of the maps (the paper's s, 1 or 10); 0 makes them anew for every batch.
+        assign: `own`, `permuted` (a control: another image's mask) or `release`; default the protocol's.
+        protocol: `paper`: z-score masks, one for all channels, of the image itself. `release`: what the released code
+            does: jet masks per channel, of other images, a start in the full budget, and the low budget everywhere for
+            empty maps.
 
     References:
         As `part`; Wang et al., MART, ICLR 2020, https://openreview.net/forum?id=rklOg6EFwS.
@@ -165,7 +172,7 @@ def _with_budget(
     eps_low: float | None,
     inner_attack: Literal["pgd", "mma"],
     rel_step_size: float,
-    warmup: int,
+    warmup: int | None,
     mask: str | None,
     cam: CAM,
     refresh: int,
@@ -184,12 +191,13 @@ def _with_budget(
         attack = MMA(steps=base.attack.steps, step_size=step_size)
     if released and isinstance(attack.start, Uniform):  # MMA's release clips its start, PART's PGD does not
         attack = replace(attack, start=Uniform(eps=eps, clip=inner_attack == "mma"))
+    chosen = create_mask(mask or ("jet" if released else "zscore"))
     budget = PixelBudget(
         eps_low=eps * 7 / 8 if eps_low is None else eps_low,
-        mask=create_mask(mask or ("jet" if released else "zscore")),
+        mask=chosen,
         cam=cam,
         refresh=refresh,
-        assign=assign or ("release" if released else "own"),
+        assign=assign or ("release" if released and isinstance(chosen, get_args(Rule)) else "own"),
         dead="low" if released else "full",
         warmup=warmup,
     )

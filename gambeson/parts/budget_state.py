@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import GambesonWarning, InputError
 from gambeson.core.threat import L2, Linf
 from gambeson.core.types import Batch, Rng
 from gambeson.data.loader import Loader
@@ -20,7 +22,8 @@ class BudgetState(Part):
     """The state behind `gambeson.parts.PixelBudget`.
 
     `maps` holds the stored maps, scaled to [0, 1], `(images, h, w)`, all zero where dead; `order` says whose mask each
-    image gets in this epoch; `counts` are values at the full budget, values, and dead maps since the metrics were read.
+    image gets in this epoch; `counts` are values at the full budget, values, dead maps and images, since the metrics
+    were read.
     """
 
     maps: Tensor
@@ -29,20 +32,22 @@ class BudgetState(Part):
 
     def __init__(self, spec: PixelBudget, model: nn.Module) -> None:
         super().__init__()
-        self.spec = spec
+        self.spec, self.warmup = spec, spec.warmup or 0
+        self.warned = False
         self.site: Site | None = None
         like = next(model.parameters())
         self.register_buffer("maps", torch.zeros(0, dtype=like.dtype, device=like.device))
         self.register_buffer("order", torch.zeros(0, dtype=torch.int64, device=like.device))
-        self.register_buffer("counts", torch.zeros(3, dtype=torch.int64, device=like.device))
+        self.register_buffer("counts", torch.zeros(4, dtype=torch.int64, device=like.device))
         self.register_buffer("masks", torch.zeros(0, dtype=torch.bool, device=like.device), persistent=False)
 
     def prepare(self, model: nn.Module, loader: Loader, epochs: int) -> None:
         """Find the layer and read the masks, so that what cannot work is said before the training begins."""
         examples = loader.examples
-        if self.spec.warmup >= epochs:
+        self.warmup = epochs // 4 if self.spec.warmup is None else self.spec.warmup
+        if self.warmup >= epochs:
             raise InputError(
-                f"a warm-up of {self.spec.warmup} epochs leaves none of {epochs} for budgets per pixel",
+                f"a warm-up of {self.warmup} epochs leaves none of {epochs} for budgets per pixel",
                 hint="lower --warmup (the paper: a quarter of the epochs), or train longer",
             )
         _, channels, height, width = examples.x.shape
@@ -58,7 +63,7 @@ class BudgetState(Part):
 
     def begin_epoch(self, model: nn.Module, loader: Loader, epoch: int) -> None:
         """Make the stored maps anew where they are due, and draw whose mask each image gets."""
-        spec, since = self.spec, epoch - self.spec.warmup
+        spec, since = self.spec, epoch - self.warmup
         if since < 0:
             return
         device, count = self.counts.device, len(loader.examples)
@@ -72,13 +77,14 @@ class BudgetState(Part):
 
     def budget(self, model: nn.Module, batch: Batch, threat: Linf | L2, rng: Rng, epoch: int) -> Linf | L2:
         """The threat of this batch, with a budget for every pixel `(N, 1 or C, H, W)`."""
-        if epoch < self.spec.warmup:
+        if epoch < self.warmup:
             return threat
         assert isinstance(threat, Linf)  # the recipe has seen to it
         mask, dead = self.mask(model, batch, rng)
         self.counts[0] += mask.sum()
         self.counts[1] += mask.numel()
         self.counts[2] += dead.sum()
+        self.counts[3] += len(dead)
         full = batch.x.new_full((), threat.eps) if isinstance(threat.eps, (int, float)) else threat.eps
         return threat.with_map(torch.where(mask, full, full.clamp_max(self.spec.eps_low)))
 
@@ -104,10 +110,18 @@ class BudgetState(Part):
 
     def metrics(self) -> dict[str, float]:
         """Share of values at the full budget and number of images with a dead map, since this was read last."""
-        full, values, dead = self.counts.tolist()
+        full, values, dead, images = self.counts.tolist()
         self.counts.zero_()
         if not values:
             return {}
+        if dead > images / 2 and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{dead} of {images} class-activation maps are empty: those images have the {self.spec.dead} budget"
+                " everywhere; another layer, or a longer warm-up, may help",
+                GambesonWarning,
+                stacklevel=2,
+            )
         return {"train/full_budget": full / values, **({"train/dead_maps": dead} if self.spec.needs_maps else {})}
 
     def _rule(self, maps: Tensor, dead: Tensor, batch: Batch, *, moved: bool) -> tuple[Tensor, Tensor]:

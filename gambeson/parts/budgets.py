@@ -37,7 +37,9 @@ class PixelBudget:
             whether the map matters. `"release"`: what PART's released code does: maps are made of augmented images,
             kept by place in a shuffled pass, and looked up by place in another.
         dead: Budget of an image whose map is empty: `"full"`, or `"low"` as in the release. The metrics count them.
-        warmup: Epochs with the full budget everywhere at the start.
+        warmup: Epochs with the full budget everywhere at the start; None for a quarter of them, as 20 of 80 in PART.
+
+    Maps are made with the weights that are trained, not with a moving average of them.
 
     Raises:
         InputError: A setting out of range, or settings that do not go together.
@@ -53,22 +55,36 @@ class PixelBudget:
     refresh: int = 1
     assign: Assign = "own"
     dead: Literal["full", "low"] = "full"
-    warmup: int = 0
+    warmup: int | None = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps_low", parse_eps(self.eps_low))
         if not 0 <= self.eps_low <= 1:
-            raise InputError(f"eps_low must be a fraction of the pixel range in [0, 1], got {self.eps_low:g}")
+            hint = f"{self.eps_low:g} grey levels are eps_low={self.eps_low:g}/255" if 1 < self.eps_low <= 255 else None
+            raise InputError(
+                f"eps_low must be a fraction of the pixel range in [0, 1], got {self.eps_low:g}", hint=hint
+            )
+        if not isinstance(self.mask, get_args(Mask)):
+            kinds = ", ".join(kind.__name__ for kind in get_args(Mask))
+            raise InputError(
+                f"the mask of a budget is one of {kinds}, got {type(self.mask).__name__}",
+                hint="create_mask('zscore') makes one from its name",
+            )
         require_known("assignment of masks", self.assign, get_args(Assign))
         require_known("budget of dead maps", self.dead, ("full", "low"))
-        if self.refresh < 0 or self.warmup < 0:
+        if self.refresh < 0 or (self.warmup or 0) < 0:
             raise InputError(f"refresh and warmup count epochs from 0, got {self.refresh} and {self.warmup}")
-        if self.assign == "release" and not (self.needs_maps and self.refresh):
-            raise InputError(
-                "assign='release' looks maps up by place in a later pass: it needs stored maps", hint="refresh=1"
-            )
         if self.assign != "own" and isinstance(self.mask, (Random, Quadrant)):
-            raise InputError(f"{type(self.mask).__name__} masks belong to no image, so that none can be permuted")
+            raise InputError(
+                "random, uniform and quadrant masks belong to no image, so that an image cannot get another's",
+                hint="leave assign at own",
+            )
+        if self.assign == "release" and not self.needs_maps:
+            raise InputError("assign='release' is about maps, and masks from a file have none", hint="assign permuted")
+        if self.assign == "release" and not self.refresh:
+            raise InputError(
+                "assign='release' looks maps up by place in a later pass: it needs stored maps", hint="refresh 1"
+            )
 
     @property
     def needs_maps(self) -> bool:

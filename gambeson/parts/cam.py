@@ -118,7 +118,7 @@ def class_activation_maps(
                 logits = model(x)
                 chosen = logits.detach().argmax(1) if classes is None else classes
                 (grad,) = torch.autograd.grad(logits.gather(1, chosen[:, None]).sum(), leaves[-1])
-            features, grad, logits = _grid(leaves[-1].detach()), _grid(grad), logits.detach()
+            features, grad, logits = _grid(leaves[-1].detach(), x), _grid(grad, x), logits.detach()
     return Maps(_combine(method, features, grad), logits, chosen)
 
 
@@ -146,7 +146,9 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None = None) -> Site:
     alone is read after that); else the output of the last stage with convolutions that has more than one position:
     `layer4` of ResNets, `block3` of WideResNets, before a final BatchNorm, as in PART's release.
 
-    Feature maps are `(N, K, h, w)` or tokens `(N, T, K)`; other orders, such as `(N, h, w, K)`, are not told apart.
+    Feature maps are `(N, K, h, w)` or tokens `(N, T, K)`, the patches last and in the proportions of the images; other
+    orders, such as `(N, h, w, K)`, are not told apart. Where the network ends in a feature map of 1x1, as VGG does, the
+    layer is a convolution before its BatchNorm and ReLU: naming the module after the ReLU gives better maps.
 
     The closed form is not assumed but checked on `x`: the linear layer's input must be the pooled features.
 
@@ -165,7 +167,7 @@ def find_site(model: nn.Module, x: Tensor, layer: str | None = None) -> Site:
     with batch_norm(model, "running"), frozen(model):
         trace = _trace(model, x)
         if layer is None:
-            layer = _last_tokens(trace) or _last_stage(trace)
+            layer = _last_tokens(trace, x) or _last_stage(trace)
             if layer is None:
                 raise InputError("the model has no spatial feature map to make class-activation maps of")
         elif layer not in trace.modules or not layer:
@@ -224,12 +226,21 @@ def _closed_form(
     return grad
 
 
-def _grid(t: Tensor) -> Tensor:
-    """Features `(N, K, h, w)`; tokens `(N, T, K)` lose those before the patches and become a square."""
+def _grid(t: Tensor, x: Tensor) -> Tensor:
+    """Features `(N, K, h, w)`; tokens `(N, T, K)` lose those before the patches and become a grid.
+
+    It is the largest grid of the proportions of the images `x`: square for square images.
+    """
     if t.ndim == 4:
         return t
-    side = math.isqrt(t.shape[1])
-    return t[:, t.shape[1] - side * side :].transpose(1, 2).unflatten(2, (side, side))
+    height, width = x.shape[2:]
+    shared = math.gcd(height, width)
+    rows, columns = height // shared, width // shared
+    scale = math.isqrt(t.shape[1] // (rows * columns))
+    if scale == 0:
+        raise InputError(f"{t.shape[1]} tokens make no grid of the proportions of {height}x{width} images")
+    rows, columns = scale * rows, scale * columns
+    return t[:, t.shape[1] - rows * columns :].transpose(1, 2).unflatten(2, (rows, columns))
 
 
 @contextmanager
@@ -336,7 +347,7 @@ def _last_stage(trace: _Trace) -> str | None:
     return found
 
 
-def _last_tokens(trace: _Trace) -> str | None:
+def _last_tokens(trace: _Trace, x: Tensor) -> str | None:
     names = [n for n, t in trace.outputs.items() if _is_tokens(t) and isinstance(trace.modules[n], torch.nn.LayerNorm)]
     if not names:
         return None
@@ -348,7 +359,7 @@ def _last_tokens(trace: _Trace) -> str | None:
     )  # a norm's plain sum is constant
     grads = torch.autograd.grad((read * weights).sum(), tokens, allow_unused=True)
     for name, grad in zip(reversed(names), reversed(grads), strict=True):
-        if grad is not None and bool(_grid(grad).any()):
+        if grad is not None and bool(_grid(grad, x).any()):
             return name
     return None
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -55,7 +56,8 @@ class Quantile:
 
     def __post_init__(self) -> None:
         if not 0 <= self.q < 1:
-            raise InputError(f"the quantile of a mask lies in [0, 1), got {self.q}")
+            hint = f"{self.q:g} % is quantile:{self.q / 100:g}" if 1 < self.q < 100 else None
+            raise InputError(f"the quantile of a mask lies in [0, 1), got {self.q}", hint=hint)
 
     def __call__(self, u: Tensor) -> Tensor:
         """Mask `(N, 1, H, W)`, bool, from maps `(N, H, W)`."""
@@ -158,7 +160,7 @@ class MaskFile:
         import numpy as np
 
         try:
-            found = np.load(self.path, allow_pickle=False)
+            found = np.load(Path(self.path).expanduser(), allow_pickle=False)
             if not isinstance(found, np.ndarray):
                 with found as archive:
                     if len(archive.files) != 1:
@@ -168,8 +170,10 @@ class MaskFile:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             if isinstance(error, InputError):
                 raise
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npy or .npz file"
             raise InputError(
-                f"cannot read the masks {self.path}: {error}", hint="numpy.save('masks.npy', masks)"
+                f"cannot read the masks {self.path}: {reason}",
+                hint="numpy.save('masks.npy', masks) writes such a file",
             ) from None
         shapes = [(count, *size), (count, 1, *size), (count, channels, *size)]
         if found.shape not in shapes:
@@ -225,7 +229,7 @@ def create_mask(name: str) -> Mask:
     if kind == "file" and value:
         return MaskFile(value)
     if kind == "permuted":
-        raise InputError("permuted is no mask of its own: any mask can belong to another image", hint="assign=permuted")
+        raise InputError("permuted is no mask of its own: any mask can belong to another image", hint="assign permuted")
     known = ("zscore", "quantile", "jet", "random", "uniform", "quadrant", "file")
     hint = "file:masks.npy" if kind == "file" else nearest(kind, known)
     raise InputError(f"unknown mask {name!r}", hint=hint)

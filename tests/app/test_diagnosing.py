@@ -330,7 +330,7 @@ def test_its_runs_are_ordinary_runs(experiment: Path, cli: Cli, here: Path) -> N
     [
         (("--seeds", "0,0"), ("given twice",)),
         (("--seeds", "a"), ("seeds are whole numbers from 0, got 'a'", "--seeds 0,1,2")),
-        (("--eps-low", "0.4"), ("eps_low must not exceed eps",)),
+        (("--eps-low", "0.4"), ("the low budget must not exceed the other, got eps_low 0.4 and eps 0.3",)),
         (("--eval-eps", "3"), ("eps must be a fraction",)),
         (("--attack", "clean,pgb-20"), ("unknown attack 'pgb-20'",)),
         (("--out", "m.xyz"), ("cannot write the picture m.xyz",)),
@@ -365,7 +365,7 @@ def test_one_seed_and_mirrored_images(cli: Cli) -> None:
     record = json.loads(Path("runs/regions/regions.json").read_text())
 
     assert result.code == 0, result.err
-    assert "One seed gives no interval" in result.out
+    assert "Fewer than three seeds" in result.out
     assert "Images were mirrored in training" in result.out
     assert record["flip"] is True
     assert sorted(path.name for path in Path("runs/regions").glob("*-*")) == sorted(f"{name}-seed-3" for name in SETUPS)

@@ -69,19 +69,25 @@ def test_a_setup_that_differs_is_named_with_what_chance_does() -> None:
 
 
 def test_no_difference_is_said() -> None:
-    accuracy = {name: {"clean": (0.8, 0.9)} for name in SETUPS}
-    (verdict,) = regions(seeds=(0, 1), accuracy=accuracy).sentences()
+    accuracy = {name: {"clean": (0.8, 0.9, 0.7)} for name in SETUPS}
+    (verdict,) = regions(seeds=(0, 1, 2), accuracy=accuracy).sentences()
 
     assert verdict == "None of the 4 intervals (95 %) of a difference to the uniform control excludes zero."
+
+
+def test_two_seeds_conclude_nothing() -> None:
+    """Two equal differences have an interval without width."""
+    accuracy = {name: {"clean": (0.8, 0.9)} for name in SETUPS} | {"low-ul": {"clean": (0.7, 0.8)}}
+    found = regions(seeds=(0, 1), accuracy=accuracy)
+
+    assert found.sentences() == ["Fewer than three seeds: nothing follows from these differences."]
 
 
 def test_one_seed_concludes_nothing() -> None:
     accuracy = {name: {"clean": (0.8,)} for name in SETUPS} | {"low-ul": {"clean": (0.1,)}}
     found = regions(seeds=(7,), accuracy=accuracy)
 
-    assert found.sentences() == [
-        "One seed gives no interval: nothing follows from these differences. Give at least three seeds."
-    ]
+    assert found.sentences() == ["Fewer than three seeds: nothing follows from these differences."]
     assert found.difference("low-ul", "uniform", "clean").low is None
 
 

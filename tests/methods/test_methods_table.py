@@ -79,6 +79,7 @@ def test_every_argument_reaches_the_recipe(name: str) -> None:
             "quantile": 0.5,
             "weight": 0.123,
             "eps_low": 1 / 255,
+            "warmup": 3,
             "inner_attack": "mma",
             "mask": "random",
             "cam": "layercam",

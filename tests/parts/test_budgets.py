@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from gambeson.attacks import MMA, PGD, Boundary, Gaussian, Uniform, Zero
-from gambeson.core.errors import InputError
+from gambeson.core.errors import GambesonWarning, InputError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Linf
 from gambeson.core.types import Batch
@@ -691,17 +692,18 @@ def test_the_low_budget_may_be_equal_to_eps_and_may_be_zero() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"eps_low": 2}, r"eps_low must be a fraction of the pixel range in \[0, 1\], got 2"),
+        ({"eps_low": 2}, r"eps_low must be a fraction of the pixel range in \[0, 1\], got 2\nhint: 2 grey levels are"),
+        ({"mask": "zscore"}, "one of ZScore, Quantile, Jet, Random, Quadrant, MaskFile, got str\nhint: create_mask"),
         ({"eps_low": -0.1}, r"in \[0, 1\], got -0\.1"),
         ({"eps_low": float("nan")}, r"in \[0, 1\], got nan"),
         ({"refresh": -1}, "refresh and warmup count epochs from 0, got -1 and 0"),
         ({"warmup": -3}, "refresh and warmup count epochs from 0, got 1 and -3"),
         ({"assign": "mine"}, "unknown assignment of masks 'mine'\nhint: known: own, permuted, release"),
         ({"dead": "half"}, "unknown budget of dead maps 'half'\nhint: known: full, low"),
-        ({"assign": "release", "refresh": 0}, "needs stored maps\nhint: refresh=1"),
-        ({"assign": "release", "mask": MaskFile("m.npy")}, "needs stored maps"),
-        ({"assign": "permuted", "mask": Random()}, "Random masks belong to no image, so that none can be permuted"),
-        ({"assign": "permuted", "mask": Quadrant("ul")}, "Quadrant masks belong to no image"),
+        ({"assign": "release", "refresh": 0}, "needs stored maps\nhint: refresh 1"),
+        ({"assign": "release", "mask": MaskFile("m.npy")}, "masks from a file have none"),
+        ({"assign": "permuted", "mask": Random()}, "random, uniform and quadrant masks belong to no image"),
+        ({"assign": "release", "mask": Quadrant("ul")}, "belong to no image, .*\nhint: leave assign at own"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -730,6 +732,24 @@ def test_a_warm_up_as_long_as_the_training_is_refused_before_it(warmup: int) -> 
     with pytest.raises(InputError, match=f"a warm-up of {warmup} epochs leaves none of 2 for budgets per pixel\nhint"):
         trainer(part(warmup=warmup), epochs=2)
     trainer(part(warmup=1), epochs=2)
+
+
+def test_the_warm_up_is_a_quarter_of_the_epochs() -> None:
+    for epochs, warmup in ((80, 20), (30, 7), (2, 0)):
+        (state,) = trainer(part(), epochs=epochs).parts
+        assert state.warmup == warmup
+
+
+def test_empty_maps_are_said_once() -> None:
+    state = PixelBudget(eps_low=LOW).build(zoo.net())
+    state.counts += torch.tensor([10, 20, 3, 5])
+    with pytest.warns(GambesonWarning, match="3 of 5 class-activation maps are empty: those images have the full"):
+        assert state.metrics() == {"train/full_budget": 0.5, "train/dead_maps": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for counts in ([10, 20, 3, 5], [10, 20, 2, 5]):
+            state.counts += torch.tensor(counts)
+            state.metrics()
 
 
 def test_a_carried_perturbation_and_a_budget_per_pixel_are_refused() -> None:
@@ -761,8 +781,10 @@ def test_an_unknown_layer_is_refused_before_the_training() -> None:
 
 def test_protocols_are_their_settings() -> None:
     (paper,), (release,) = part().parts, part(protocol="release").parts
-    assert paper == PixelBudget(eps_low=EPS * 7 / 8, warmup=20)
-    assert release == PixelBudget(eps_low=EPS * 7 / 8, mask=Jet(), assign="release", dead="low", warmup=20)
+    assert paper == PixelBudget(eps_low=EPS * 7 / 8, warmup=None)
+    assert release == PixelBudget(eps_low=EPS * 7 / 8, mask=Jet(), assign="release", dead="low", warmup=None)
+    (random,) = part(mask="random", protocol="release").parts
+    assert random.assign == "own"  # such masks belong to no image
     assert paper.eps_low == pytest.approx(7 / 255, rel=1e-15)
     assert part().attack == PGD(steps=10, step_size=0.25 * EPS, start=Uniform())
     assert part(protocol="release").attack == PGD(steps=10, step_size=0.25 * EPS, start=Uniform(eps=EPS, clip=False))

@@ -640,3 +640,47 @@ def test_the_smallest_difference_is_a_map() -> None:
     scaled, dead = normalised(maps)
     assert scaled[0].tolist() == [[0, 0], [1, 0]]
     assert not dead.any()
+
+
+class Patches(nn.Module):
+    """Patches of 4 pixels as tokens, `prefix` others before them, LayerNorm, mean of the patches, linear."""
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.norm = nn.LayerNorm(6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.norm(torch.cat([tokens.new_ones(len(x), self.prefix, 6), tokens], 1))
+        return self.head(tokens[:, self.prefix :].square().mean(1))
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+@pytest.mark.parametrize(("height", "width"), [(24, 32), (16, 32), (32, 16), (16, 16)])
+def test_tokens_become_a_grid_of_the_images_proportions(height: int, width: int, prefix: int) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Patches(prefix).double()
+        x = torch.rand(2, 3, height, width, dtype=torch.float64)
+    with pytest.warns(GambesonWarning):
+        site = find_site(model, x)
+    found = class_activation_maps(model, x, site)
+    assert site.layer == "norm"
+    assert found.maps.shape == (2, height // 4, width // 4)
+
+    seen = []
+    handle = model.norm.register_forward_hook(lambda _m, _i, output: seen.append(output))
+    logits = model(x)
+    handle.remove()
+    (grad,) = torch.autograd.grad(logits.gather(1, logits.argmax(1)[:, None]).sum(), seen)
+    own, slopes = seen[0][:, prefix:], grad[:, prefix:]
+    expected = (own @ slopes.mean(1)[..., None])[..., 0].relu().unflatten(1, (height // 4, width // 4))
+    torch.testing.assert_close(found.maps, expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_tokens_without_a_grid_are_refused() -> None:
+    with pytest.raises(InputError, match="13 tokens make no grid of the proportions of 8x23 images"):
+        find_site(nn.Sequential(Patches(3)), torch.rand(1, 3, 8, 23))

@@ -367,7 +367,7 @@ def test_every_mask_has_a_name(name: str, mask: object) -> None:
         ("quadrant:lu", "unknown quadrant 'lu'\nhint: known: bl, br, ul, ur"),
         ("file", "unknown mask 'file'\nhint: file:masks.npy"),
         ("file:", "unknown mask 'file:'\nhint: file:masks.npy"),
-        ("permuted", "permuted is no mask of its own: any mask can belong to another image\nhint: assign=permuted"),
+        ("permuted", "permuted is no mask of its own: any mask can belong to another image\nhint: assign permuted"),
     ],
 )
 def test_another_name_is_refused_with_the_known_ones(name: str, said: str) -> None:
