@@ -1,4 +1,4 @@
-"""Transcriptions of rift.md, sections 5.1 to 5.3: attacks and losses of PGD-AT, TRADES and MART, as released."""
+"""Transcriptions: attacks and losses of PGD-AT, TRADES and MART, as released."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_losses_towards_the_label(loss: str) -> None:
 
 
 def test_evaluation_pgd_of_lap_moves_only_examples_still_classified_correctly() -> None:
-    """lap.md, section 2.3; an example stops at the first iterate that is misclassified."""
+    """As in LAP's evaluation: an example stops at the first iterate that is misclassified."""
     data, model = batch(3, count=12), net(11).eval()
     with torch.no_grad():
         model.linear.bias -= model(data.x).mean(0)  # near the borders between the classes

@@ -1,4 +1,4 @@
-"""AWP on PGD-AT, TRADES and MART against its release's procedure (rift.md, section 5.4), with a real proxy model."""
+"""AWP on PGD-AT, TRADES and MART against its release's procedure, with a real proxy model."""
 
 from __future__ import annotations
 

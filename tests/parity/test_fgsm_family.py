@@ -1,7 +1,4 @@
-"""FGSM, RS-FGSM, N-FGSM, ZeroGrad, MultiGrad, GradAlign and Free-AT against transcriptions of lap.md, section 5.
-
-Where the section's line leaves a detail open, the release that it cites decides.
-"""
+"""FGSM, RS-FGSM, N-FGSM, ZeroGrad, MultiGrad, GradAlign and Free-AT against transcriptions of their releases."""
 
 from __future__ import annotations
 

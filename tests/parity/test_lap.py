@@ -1,4 +1,4 @@
-"""LAP against its release's state-copy procedure (lap.md, sections 1.2 to 1.5), transcribed literally.
+"""LAP against its release's state-copy procedure, transcribed literally.
 
 The release snapshots model and optimizer, lets the optimizer take a real step, measures where the weights went,
 restores everything, and adds the rescaled difference. Its momentum is restored too, as on torch 2.0.1 (trap 6).
@@ -68,7 +68,7 @@ def release_step(
     direction: str = "optimizer",
     extra_backward: bool = False,
 ) -> None:
-    """Steps 1 to 10 of section 1.2; the keyword arguments are the ablations. `sign=1` is the release."""
+    """The release, step by step; the keyword arguments are the ablations. `sign=1` is the release."""
     data = batch(step)
     x, y = data.x, data.y
     start = to_box(uniform(x, variant.radius * EPS, step), x) if variant.radius else torch.zeros_like(x)

@@ -1,4 +1,4 @@
-"""PART, PART-T and PART-M against transcriptions of part.md, section 1b: `save_cam` image by image, then stage P."""
+"""PART, PART-T and PART-M against transcriptions of the release: `save_cam` image by image, then its training step."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def part_step(model: nn.Module, optimizer: SGD, batch: Batch, budget: Tensor, st
 
 
 def part_mma_step(model: nn.Module, optimizer: SGD, batch: Batch, budget: Tensor, step: int) -> None:
-    """part.md, section 6b: three targets one after the other, the release's hinge, the largest margin wins."""
+    """The release's fixed-step MMA: three targets one after the other, a hinge, the largest margin wins."""
     model.eval()
     x, y = batch.x, batch.y
     one_hot = torch.eye(CLASSES, dtype=torch.float64)[y]

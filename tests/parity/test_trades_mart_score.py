@@ -1,4 +1,4 @@
-"""PGD-AT, TRADES, MART and SCORE against transcriptions of rift.md, sections 5.1 to 5.3 and 5.5."""
+"""PGD-AT, TRADES, MART and SCORE against transcriptions of their releases."""
 
 from __future__ import annotations
 

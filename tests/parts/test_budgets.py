@@ -491,7 +491,7 @@ def test_maps_are_made_when_they_are_due(s: int, assign: Any) -> None:
                 before = state.maps
             assert state.maps is before  # at the start of the epoch or not at all
         orders.append(tuple(state.order.tolist()))
-    if assign == "release":  # part.md, section 1b: after the warm-up, and when the local epoch, from 1, is a multiple
+    if assign == "release":  # after the warm-up, and when the local epoch, from 1, is a multiple
         expected = [epoch for epoch in range(warmup, epochs) if epoch == warmup or (epoch - warmup + 1) % s == 0]
         assert expected == {1: list(range(2, 10)), 3: [2, 4, 7]}[s]
     else:

@@ -244,7 +244,7 @@ def test_grad_cam_is_captums(name: str) -> None:
 
 
 def test_grad_cam_and_xgrad_cam_are_one_map_before_a_global_average() -> None:
-    """part.md, D18; LayerCAM drops the negative weights and is another one."""
+    """LayerCAM drops the negative weights and is another one."""
     model, x = build("resnet18", torch.float64)
     site = sites(model, x)
     grad, xgrad, layer = (class_activation_maps(model, x, site, method).maps for method in METHODS)  # type: ignore[arg-type]

@@ -100,7 +100,7 @@ def test_the_colours_are_matplotlibs() -> None:
 
 
 def test_the_jet_mask_is_a_band_of_each_channel_and_leaves_the_peak_out() -> None:
-    """part.md, D2: blue on low values, red on high ones, the peak (dark red) in none of them."""
+    """Blue on low values, red on high ones, the peak (dark red) in none of them."""
     maps = relu_gauss(600, 4, seed=5)
     up = upsample(normalised(maps)[0], (32, 32))
     masks = Jet()(up)
