@@ -112,20 +112,20 @@ def cam(args: list[str]) -> int:
 def _choose(options: CamOptions, budget: PixelBudget | None) -> tuple[Rule, CAM, str]:
     """The rule and the maps that were asked for, else the run's, else the defaults; and where the rule is from."""
     from gambeson.parts.cam import CAM
-    from gambeson.parts.masks import Jet, Quantile, ZScore, create_mask
+    from gambeson.parts.masks import Rule, ZScore, create_mask
 
     own = budget.cam if budget else CAM()
     method, layer = options.cam or own.method, options.layer or own.layer
     maps = CAM(method, layer)  # type: ignore[arg-type]  # checked there
     if options.mask is not None:
         mask = create_mask(options.mask)
-        if not isinstance(mask, (ZScore, Quantile, Jet)):
+        if not isinstance(mask, Rule):
             raise InputError(
                 f"the mask {options.mask} is not made from class-activation maps",
                 hint="masks from maps: zscore[:T], quantile[:Q], jet",
             )
         return mask, maps, "option"
-    if budget and isinstance(budget.mask, (ZScore, Quantile, Jet)):
+    if budget and isinstance(budget.mask, Rule):
         return budget.mask, maps, "run"
     return ZScore(), maps, "default"
 

@@ -88,7 +88,7 @@ def measure(
     from gambeson.app import show
     from gambeson.evaluation import evaluate as run_evaluation
 
-    names = _names(attacks)
+    names = attack_names(attacks)
     with show.progress(quiet) as bar:
         total = len(y) * len({"clean", *names})
         task = bar.add_task("evaluating", total=total)
@@ -133,9 +133,10 @@ def check_attacks(attacks: str, size: int | None) -> None:
 
     if size is not None and size < 1:
         raise InputError(f"--test-size must be at least 1, got {size}")
-    for name in _names(attacks):
+    for name in attack_names(attacks):
         parse_attack(name)
 
 
-def _names(attacks: str) -> list[str]:
+def attack_names(attacks: str) -> list[str]:
+    """The names in a comma-separated list."""
     return [word.strip() for word in attacks.split(",") if word.strip()]

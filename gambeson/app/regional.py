@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app import presets
-from gambeson.app.measuring import check_attacks, measure, save_report
+from gambeson.app.measuring import attack_names, check_attacks, measure, save_report
 from gambeson.app.options import RegionsOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
 from gambeson.app.regional_plan import Budgets, Planned, budgets_of, parse_seeds, plan, require_same
@@ -118,7 +118,7 @@ def _finish(
         with show.training_progress(run, trainer) as listen:
             trainer.fit(run, listen)
     threat, x, y = budgets.threat, data.test.x[: training.test_size], data.test.y[: training.test_size]
-    names = list(dict.fromkeys(["clean", *(word.strip() for word in training.attack.split(",") if word.strip())]))
+    names = list(dict.fromkeys(["clean", *attack_names(training.attack)]))
     described = {
         "checkpoint": "final",
         "step": read_header(run.checkpoint("final"))["step"],

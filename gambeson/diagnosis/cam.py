@@ -161,10 +161,8 @@ def diagnose_cam(
     rule, cam = ZScore() if rule is None else rule, CAM() if cam is None else cam
     require_known("budget of dead maps", dead, ("full", "low"))
     check_examples(x, y, len(class_names))
-    if isinstance(rule, Jet) and x.shape[1] != 3:
-        raise InputError(
-            f"the jet mask has three channels, the images have {x.shape[1]}", hint="use zscore or quantile"
-        )
+    if isinstance(rule, Jet):
+        rule.require_channels(x.shape[1])
     if batch_size < 1 or shown < 0:
         raise InputError(f"batch_size must be at least 1 and shown at least 0, got {batch_size} and {shown}")
     like = next(model.parameters())

@@ -197,7 +197,7 @@ def _with_budget(
         mask=chosen,
         cam=cam,
         refresh=refresh,
-        assign=assign or ("release" if released and isinstance(chosen, get_args(Rule)) else "own"),
+        assign=assign or ("release" if released and isinstance(chosen, Rule) else "own"),
         dead="low" if released else "full",
         warmup=warmup,
     )

@@ -14,7 +14,7 @@ from gambeson.data.loader import Loader
 from gambeson.data.placement import place
 from gambeson.parts.budgets import PixelBudget
 from gambeson.parts.cam import Site, class_activation_maps, find_site, normalised
-from gambeson.parts.masks import Jet, MaskFile, Quadrant, Random, upsample
+from gambeson.parts.masks import Jet, MaskFile, Quadrant, Random, Rule, upsample
 from gambeson.parts.state import Part
 
 
@@ -51,10 +51,8 @@ class BudgetState(Part):
                 hint="lower --warmup (the paper: a quarter of the epochs), or train longer",
             )
         _, channels, height, width = examples.x.shape
-        if isinstance(self.spec.mask, Jet) and channels != 3:
-            raise InputError(
-                f"the jet mask has three channels, the images have {channels}", hint="use zscore or quantile"
-            )
+        if isinstance(self.spec.mask, Jet):
+            self.spec.mask.require_channels(channels)
         if isinstance(self.spec.mask, MaskFile):
             masks = self.spec.mask.read(examples.pool, channels, (height, width))
             self.masks = masks.to(self.counts.device)[examples.origin.to(self.counts.device)]
@@ -90,13 +88,13 @@ class BudgetState(Part):
 
     def mask(self, model: nn.Module, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor]:
         """Where the images of a batch keep the full budget, bool `(N, 1 or C, H, W)`, and whose maps are dead."""
-        spec, alive = self.spec, torch.zeros(len(batch.x), dtype=torch.bool, device=batch.x.device)
+        spec, none_dead = self.spec, torch.zeros(len(batch.x), dtype=torch.bool, device=batch.x.device)
         if isinstance(spec.mask, Random):
-            return spec.mask(batch.x, rng("budget")), alive
+            return spec.mask(batch.x, rng("budget")), none_dead
         if isinstance(spec.mask, Quadrant):
-            return spec.mask(batch.x), alive
+            return spec.mask(batch.x), none_dead
         if isinstance(spec.mask, MaskFile):
-            return self._placed(self.masks[self._whose(batch.index)], batch), alive
+            return self._placed(self.masks[self._whose(batch.index)], batch), none_dead
         if not spec.refresh:
             maps, dead = self._maps(model, batch.x)
             if spec.assign == "permuted":
@@ -125,7 +123,7 @@ class BudgetState(Part):
         return {"train/full_budget": full / values, **({"train/dead_maps": dead} if self.spec.needs_maps else {})}
 
     def _rule(self, maps: Tensor, dead: Tensor, batch: Batch, *, moved: bool) -> tuple[Tensor, Tensor]:
-        assert not isinstance(self.spec.mask, (Random, Quadrant, MaskFile))
+        assert isinstance(self.spec.mask, Rule)
         height, width = batch.x.shape[2:]
         mask = self.spec.mask(upsample(maps, (height, width)))
         if moved:

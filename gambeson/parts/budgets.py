@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from gambeson.core.errors import InputError, require_known
 from gambeson.core.threat import parse_eps
 from gambeson.parts.cam import CAM
-from gambeson.parts.masks import Jet, Mask, MaskFile, Quadrant, Quantile, Random, ZScore
+from gambeson.parts.masks import Mask, Quadrant, Random, Rule, ZScore
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +64,7 @@ class PixelBudget:
             raise InputError(
                 f"eps_low must be a fraction of the pixel range in [0, 1], got {self.eps_low:g}", hint=hint
             )
-        if not isinstance(self.mask, get_args(Mask)):
+        if not isinstance(self.mask, Mask):
             kinds = ", ".join(kind.__name__ for kind in get_args(Mask))
             raise InputError(
                 f"the mask of a budget is one of {kinds}, got {type(self.mask).__name__}",
@@ -89,12 +89,7 @@ class PixelBudget:
     @property
     def needs_maps(self) -> bool:
         """Whether the mask is made from class-activation maps."""
-        return isinstance(self.mask, (ZScore, Quantile, Jet))
-
-    @property
-    def keeps_masks(self) -> bool:
-        """Whether masks come from a file."""
-        return isinstance(self.mask, MaskFile)
+        return isinstance(self.mask, Rule)
 
     def build(self, model: nn.Module) -> BudgetState:
         """The state: stored maps and counters."""

@@ -74,6 +74,17 @@ class Jet:
     none of them. For images with three channels.
     """
 
+    def require_channels(self, channels: int) -> None:
+        """Refuse images of another number of channels.
+
+        Raises:
+            InputError: It is not three.
+        """
+        if channels != 3:
+            raise InputError(
+                f"the jet mask has three channels, the images have {channels}", hint="use zscore or quantile"
+            )
+
     def __call__(self, u: Tensor) -> Tensor:
         """Mask `(N, 3, H, W)`, bool, from maps `(N, H, W)`."""
         table = _on_device(jet_table, u.dtype, u.device)

@@ -484,7 +484,9 @@ def test_the_closed_form_needs_no_warning(name: str) -> None:
     model, x = build(name)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        class_activation_maps(model, x, find_site(model, x))
+        site = find_site(model, x)
+        class_activation_maps(model, x, site)
+    assert site == CLOSED[name]
 
 
 @pytest.mark.parametrize(
