@@ -53,12 +53,13 @@ def runs(args: list[str]) -> int:
 
 
 def list_(args: list[str]) -> int:
-    """`gambeson list methods|attacks|models|data|recipes`."""
+    """`gambeson list methods|attacks|models|data|corruptions|recipes`."""
     topics: dict[str, Callable[[], dict[str, str]]] = {
         "methods": lambda: {name: summary(f) for name, f in METHODS.items()},
         "attacks": _attacks,
         "models": _models,
         "data": _data,
+        "corruptions": _corruptions,
         "recipes": _recipes,
     }
     if "-h" in args or "--help" in args:
@@ -95,6 +96,12 @@ def _data() -> dict[str, str]:
     from gambeson.data import DATASETS
 
     return dict(DATASETS)
+
+
+def _corruptions() -> dict[str, str]:
+    from gambeson.data import CORRUPTIONS
+
+    return CORRUPTIONS
 
 
 def _recipes() -> dict[str, str]:

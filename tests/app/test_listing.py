@@ -45,13 +45,13 @@ def test_the_other_lists(topic: str, names: dict[str, Any], cli: Cli) -> None:
 
 
 def test_all_lists_one_after_the_other(cli: Cli) -> None:
-    topics = ("methods", "attacks", "models", "data", "recipes")
+    topics = ("methods", "attacks", "models", "data", "corruptions", "recipes")
 
     assert cli("list").out == "".join(cli("list", topic).out for topic in topics)
 
 
 @pytest.mark.parametrize(
-    ("args", "near"), [(["method"], "did you mean methods?"), (["zzz"], "known: attacks, data, methods")]
+    ("args", "near"), [(["method"], "did you mean methods?"), (["zzz"], "known: attacks, corruptions, data")]
 )
 def test_what_cannot_be_listed(args: list[str], near: str, cli: Cli) -> None:
     assert_error(cli("list", *args), 2, repr(args[0]), near)
