@@ -1,4 +1,4 @@
-"""`gambeson diagnose`: class-activation maps of a run, and the regional experiment."""
+"""`gambeson diagnose`: class-activation maps of a run; the other topics have modules of their own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gambeson.app.critical import criticality
 from gambeson.app.options import CamOptions
 from gambeson.app.parsing import UsageError, parse_run
 from gambeson.app.regional import regions
@@ -23,7 +24,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|regions [options]`."""
+    """`gambeson diagnose cam|criticality|regions [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -132,5 +133,6 @@ def _choose(options: CamOptions, budget: PixelBudget | None) -> tuple[Rule, CAM,
 
 TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "cam": (cam, "class-activation maps of a run, and the pixels that they give the full budget"),
+    "criticality": (criticality, "how much robust loss every layer's weights can cost (MRC): which layer to fine-tune"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
 }

@@ -110,18 +110,13 @@ def require_same(run: Run, call: dict[str, Any]) -> None:
         RunError: It differs; every differing field is named.
     """
     from gambeson.app.show import short
-    from gambeson.engine.run import flat
+    from gambeson.engine.run import differences
 
     def training(one: dict[str, Any]) -> dict[str, Any]:
         data = {key: value for key, value in one["data"].items() if key not in ("dir", "verify")}
-        return flat({**{key: one.get(key) for key in ("method", "model", "ema", "settings")}, "data": data})
+        return {**{key: one.get(key) for key in ("method", "model", "ema", "settings")}, "data": data}
 
-    there, here = training(run.call), training(call)
-    different = [
-        f"{key} is {short(there.get(key))} there, {short(here.get(key))} here"
-        for key in dict.fromkeys((*there, *here))
-        if there.get(key) != here.get(key)
-    ]
+    different = differences(training(run.call), training(call), short)
     if different:
         raise RunError(
             f"{run.path} is another training: {'; '.join(different)}",

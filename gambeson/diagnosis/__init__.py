@@ -1,4 +1,4 @@
-"""Diagnoses: what the maps behind a method look like, and whether where the budget lies matters."""
+"""Diagnoses: which layers robustness needs, which pixels decide, and whether where the budget lies matters."""
 
 from typing import TYPE_CHECKING
 
@@ -7,35 +7,49 @@ from gambeson.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from gambeson.diagnosis.cam import CamDiagnosis, diagnose_cam
     from gambeson.diagnosis.cam_picture import draw_cam
+    from gambeson.diagnosis.criticality import MRC, PROTOCOLS, Criticality, adversarial_set, measure_criticality
+    from gambeson.diagnosis.criticality_picture import draw_criticality
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.spread import Spread, difference, spread
 
 __all__ = [
+    "MRC",
+    "PROTOCOLS",
     "PUBLISHED",
     "SETUPS",
     "CamDiagnosis",
+    "Criticality",
     "Regions",
     "Spread",
+    "adversarial_set",
     "diagnose_cam",
     "difference",
     "draw_cam",
+    "draw_criticality",
     "draw_regions",
+    "measure_criticality",
     "spread",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
+        "MRC": "gambeson.diagnosis.criticality",
+        "PROTOCOLS": "gambeson.diagnosis.criticality",
         "PUBLISHED": "gambeson.diagnosis.regions",
         "SETUPS": "gambeson.diagnosis.regions",
         "CamDiagnosis": "gambeson.diagnosis.cam",
+        "Criticality": "gambeson.diagnosis.criticality",
         "Regions": "gambeson.diagnosis.regions",
         "Spread": "gambeson.diagnosis.spread",
+        "adversarial_set": "gambeson.diagnosis.criticality",
         "diagnose_cam": "gambeson.diagnosis.cam",
         "difference": "gambeson.diagnosis.spread",
         "draw_cam": "gambeson.diagnosis.cam_picture",
+        "draw_criticality": "gambeson.diagnosis.criticality_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
+        "measure_criticality": "gambeson.diagnosis.criticality",
         "spread": "gambeson.diagnosis.spread",
     },
 )

@@ -76,7 +76,7 @@ class VisionTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`."""
         tokens = self.patch_embed(self.normalize(x)).flatten(2).transpose(1, 2)
-        tokens = torch.cat((self.cls_token.expand(len(x), -1, -1), tokens), dim=1) + self.pos_embed
+        tokens = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), tokens), dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(tokens))[:, 0])
 
 

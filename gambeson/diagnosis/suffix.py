@@ -1,0 +1,295 @@
+"""A model as a graph, cut at a layer: what depends on the layer's weight is run again, everything else is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from gambeson.core.errors import InputError, nearest
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def critical_layers(model: nn.Module, names: Sequence[str] | None = None) -> dict[str, Layer]:
+    """The layers whose weights can be perturbed: every `Conv2d` and `Linear`, in the order of `named_modules()`.
+
+    Args:
+        model: Any model.
+        names: Only these.
+
+    Returns:
+        Layers by name.
+
+    Raises:
+        InputError: A name that is no such layer, or a model without any.
+    """
+    known = {name: m for name, m in model.named_modules() if isinstance(m, Layer)}
+    if not known:
+        raise InputError("the model has no Conv2d and no Linear layer whose criticality could be measured")
+    if names is None:
+        return known
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(
+            f"the model has no Conv2d or Linear layer {', '.join(map(repr, unknown))}", hint=nearest(unknown[0], known)
+        )
+    return {name: known[name] for name in known if name in set(names)}
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A model cut at a layer.
+
+    Attributes:
+        layer: Name of the layer.
+        frontier: Names of the nodes that the suffix starts from; empty where the suffix starts from the images.
+        suffix: Maps the frontier's values to logits; the layer's weight is given apart.
+    """
+
+    layer: str
+    frontier: tuple[str, ...]
+    suffix: nn.Module
+
+    def logits(self, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The logits `(N, K)` with another weight in the layer.
+
+        Args:
+            weight: Of the shape of the layer's own; may require a gradient.
+            inputs: The frontier's values for N images, or the images alone where the frontier is empty.
+        """
+        logits: Tensor = functional_call(self.suffix, {f"{self.layer}.weight": weight}, tuple(inputs))
+        return logits
+
+
+class Graph:
+    """A model traced by `torch.fx`, where that is possible.
+
+    A layer splits the graph in two: nodes that depend on the layer's output, and nodes that do not. The values on the
+    border, such as a block's input and its shortcut, are the frontier: with them the suffix can be run again with
+    another weight, and nothing before it, nor a branch beside it, is computed twice. The same operations on the same
+    values give the same bits.
+
+    Args:
+        model: Maps images to logits. A model whose forward cannot be traced (it branches on values, say) is still cut,
+            before its first layer: then nothing is saved, and nothing is wrong.
+        images: Two images or more, to observe which values belong to single examples.
+
+    Attributes:
+        reason: Why the model could not be traced; None if it was.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.model = model
+        self.reason: str | None = None
+        self.batch_dim: dict[fx.Node, int] = {}  # the dimension that is one entry per example
+        self.fixed: set[fx.Node] = set()  # what no batch size changes
+        try:
+            self.graph = fx.Tracer().trace(model)
+            self._observe(images)
+        except Exception as error:  # tracing runs the model's own Python, which may raise anything
+            self.graph, self.reason = fx.Graph(), str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.rank = {node: number for number, node in enumerate(self.graph.nodes)}
+
+    def uses(self, layer: str) -> list[fx.Node]:
+        """The nodes that compute with the layer's weight: usually one call."""
+        weight = f"{layer}.weight"
+        return [
+            node
+            for node in self.graph.nodes
+            if (node.op == "call_module" and node.target == layer) or (node.op == "get_attr" and node.target == weight)
+        ]
+
+    def position(self, layer: str) -> int:
+        """Where in the forward the layer comes first."""
+        return min((self.rank[node] for node in self.uses(layer)), default=0)
+
+    def dependents(self, layer: str) -> set[fx.Node]:
+        """The nodes whose value changes with the layer's weight."""
+        found = set(self.uses(layer))
+        for node in self.graph.nodes:
+            if any(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def cut(self, layer: str) -> Cut:
+        """The model cut at a layer, or before everything where that cannot be done."""
+        suffix = self.dependents(layer)
+        if not suffix:  # not traced, or traced without a use
+            return Cut(layer, (), self.model)
+        constant = self._without_input()
+        needed = {source for node in suffix for source in node.all_input_nodes} - suffix
+        frontier = sorted((node for node in needed if node not in constant), key=self.rank.__getitem__)
+        if not all(self.batch_dim.get(node) == 0 for node in frontier):
+            return Cut(layer, (), self.model)
+        return Cut(layer, tuple(node.name for node in frontier), self._build(frontier, suffix, None))
+
+    def between(self, known: Iterable[str], wanted: Sequence[str]) -> tuple[tuple[str, ...], nn.Module]:
+        """The part of the graph that computes some nodes from others.
+
+        Args:
+            known: Names of nodes whose values are there.
+            wanted: Names of nodes whose values are needed.
+
+        Returns:
+            The known nodes that it starts from, and a module that maps their values to a tuple of the wanted ones. The
+            images are a known node too: the placeholder.
+        """
+        there = {self.nodes[name] for name in known} | {node for node in self.graph.nodes if node.op == "placeholder"}
+        inner: set[fx.Node] = set()
+        start: set[fx.Node] = set()
+        todo = [self.nodes[name] for name in wanted]
+        while todo:
+            node = todo.pop()
+            if node in there:
+                start.add(node)
+            elif node not in inner:
+                inner.add(node)
+                todo.extend(node.all_input_nodes)
+        sources = sorted(start, key=self.rank.__getitem__)
+        module = self._build(sources, inner, [self.nodes[name] for name in wanted])
+        return tuple(node.name for node in sources), module
+
+    @property
+    def images(self) -> str:
+        """Name of the placeholder."""
+        return next(node.name for node in self.graph.nodes if node.op == "placeholder")
+
+    def _observe(self, images: Tensor) -> None:
+        """Which nodes hold one value per example, and along which dimension; which nodes no batch size changes."""
+        seen: dict[fx.Node, list[Any]] = {}
+        module = fx.GraphModule(self.model, self.graph)
+        batches = (images[:1], torch.cat([images[:1], images[:2]]))  # of 1 and of 3 images
+
+        class Watch(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                value = super().run_node(n)
+                seen.setdefault(n, []).append(value)
+                return value
+
+        with torch.no_grad():
+            for batch in batches:
+                Watch(module).run(batch)
+        for node, (one, other) in seen.items():
+            if isinstance(one, Tensor):
+                sizes = list(zip(one.shape, other.shape, strict=True))
+                moving = [dim for dim, (a, b) in enumerate(sizes) if a != b]
+                if len(moving) == 1 and sizes[moving[0]] == (1, 3):
+                    self.batch_dim[node] = moving[0]
+                elif not moving:
+                    self.fixed.add(node)
+            elif one == other:
+                self.fixed.add(node)
+
+    def _without_input(self) -> set[fx.Node]:
+        """Nodes that do not depend on the images: parameters, and what is made of them."""
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op != "placeholder" and all(source in found for source in node.all_input_nodes):
+                found.add(node)
+        return found
+
+    def _build(self, sources: Sequence[fx.Node], inner: set[fx.Node], wanted: Sequence[fx.Node] | None) -> nn.Module:
+        """A module that runs the `inner` nodes, and the constants they need, on the values of `sources`."""
+        graph, copies = fx.Graph(), {}
+        for node in sources:
+            copies[node] = graph.placeholder(node.name)
+        constant = self._without_input()
+        for node in self.graph.nodes:
+            if node in copies or node.op == "placeholder" or (node.op == "output" and wanted is not None):
+                continue
+            if node in inner or node in constant:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        if wanted is not None:
+            graph.output(tuple(copies[node] for node in wanted))
+        module = fx.GraphModule(self.model, graph)
+        module.graph.eliminate_dead_code()
+        module.recompile()
+        module.train(False)
+        return module
+
+
+Frontiers = Callable[[Tensor], list[Tensor]]
+"""Maps positions in the set of images to the frontier's values of these images."""
+
+
+class PrefixCache:
+    """The frontier's values of all images, advanced from layer to layer; what no later layer starts from is dropped.
+
+    Args:
+        graph: The model.
+        x: All images `(N, C, H, W)`.
+        cuts: The cuts that will be asked for, in that order.
+        batch_size: Images per forward.
+        memory: Bytes that the values may take. A frontier that does not fit is not kept: that layer's passes start
+            from the images.
+    """
+
+    def __init__(self, graph: Graph, x: Tensor, cuts: Sequence[Cut], batch_size: int, memory: int) -> None:
+        self.graph, self.x, self.batch_size, self.memory = graph, x, batch_size, memory
+        self.waiting = list(cuts)
+        self.values: dict[str, Tensor] = {}
+        self.largest = 0
+
+    def advance(self, cut: Cut) -> tuple[Cut, Frontiers]:
+        """Make the values for the next cut.
+
+        Returns:
+            The cut, or one before everything where its values do not fit, and where its inputs come from.
+        """
+        self.waiting = [other for other in self.waiting if other.layer != cut.layer]
+        if not cut.frontier or cut.frontier == (self.graph.images,):
+            return cut, lambda index: [_rows(self.x, index)]
+        self._drop(set(cut.frontier) | {name for other in self.waiting for name in other.frontier})
+        missing = [name for name in cut.frontier if name not in self.values and name != self.graph.images]
+        if missing and not self._make(missing):
+            return Cut(cut.layer, (), self.graph.model), lambda index: [_rows(self.x, index)]
+        self.largest = max(self.largest, self._bytes())
+        tensors = [self.x if name == self.graph.images else self.values[name] for name in cut.frontier]
+        return cut, lambda index: [_rows(t, index) for t in tensors]
+
+    def _make(self, missing: Sequence[str]) -> bool:
+        """Compute the missing values from those at hand; False, and nothing kept, where they do not fit."""
+        start, module = self.graph.between(self.values, missing)
+        sources = [self.x if name == self.graph.images else self.values[name] for name in start]
+        made: list[Tensor] = []
+        with torch.no_grad():
+            for begin in range(0, len(self.x), self.batch_size):
+                part = slice(begin, begin + self.batch_size)
+                outputs = module(*[t[part] for t in sources])
+                if not made:
+                    row = sum(t[:1].numel() * t.element_size() for t in outputs)
+                    if self._bytes() + row * len(self.x) > self.memory:
+                        return False
+                    made = [_empty(len(self.x), t) for t in outputs]
+                for whole, piece in zip(made, outputs, strict=True):
+                    whole[part] = piece
+        self.values |= dict(zip(missing, made, strict=True))
+        return True
+
+    def _drop(self, kept: set[str]) -> None:
+        self.values = {name: t for name, t in self.values.items() if name in kept}
+
+    def _bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self.values.values())
+
+
+def _empty(count: int, like: Tensor) -> Tensor:
+    """Room for `count` rows in the memory layout of `like`."""
+    whole = like.new_empty((count, *like.shape[1:]))
+    return whole.contiguous(memory_format=_layout(like))
+
+
+def _rows(t: Tensor, index: Tensor) -> Tensor:
+    """The rows at `index`, in the layout of `t`."""
+    return t[index].contiguous(memory_format=_layout(t))
+
+
+def _layout(t: Tensor) -> torch.memory_format:
+    last = t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
