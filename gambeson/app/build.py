@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from gambeson.engine.trainer import Trainer
 from gambeson.methods import METHODS, Recipe, method
 from gambeson.models import create
 from gambeson.parts.averaging import EMA
+
+EXTERNAL = "external"
+"""The method of a run whose weights were imported: a threat, and nothing known of the training."""
 
 
 def device(name: str) -> torch.device:
@@ -73,8 +77,9 @@ def open_run(path: Path) -> Run:
 
 
 def recipe(call: dict[str, Any]) -> Recipe:
-    """The recipe of a call."""
-    made = METHODS[method(call["method"]["name"])[0]](**call["method"]["args"])
+    """The recipe of a call; of imported weights the one of standard training, for its threat."""
+    name = call["method"]["name"]
+    made = METHODS["standard" if name == EXTERNAL else method(name)[0]](**call["method"]["args"])
     return replace(made, parts=(*made.parts, EMA(call["ema"]))) if call["ema"] is not None else made
 
 
@@ -129,7 +134,7 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
 
     Args:
         run: The run.
-        name: `best`, `final` or `last`. A run without validation has no `best`: its `final` is taken.
+        name: See `existing_checkpoint`.
         where: Device.
 
     Returns:
@@ -139,9 +144,7 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
         CheckpointError: No such checkpoint, damaged, or of another method or model than the run's.
         InputError: Another name.
     """
-    require_known("checkpoint", name, ("best", "final", "last"))
-    if name == "best" and not run.checkpoint("best").is_file():
-        name = "final" if run.checkpoint("final").is_file() else "last"
+    name = existing_checkpoint(run, name)
     tensors, header = load_checkpoint(run.checkpoint(name))
     expected = {"method": run.call["method"]["name"], "model": run.call["model"]}
     for key, value in expected.items():
@@ -152,6 +155,46 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     load_weights(model, section(tensors, "model"), run.checkpoint(name))
     layout = preferred_layout(model, where)
     return model.to(where, memory_format=layout).eval(), task, name, header["step"]  # type: ignore[call-overload]
+
+
+def existing_checkpoint(run: Run, name: str) -> str:
+    """The checkpoint that is meant by `best`, `final` or `last`, or, of a fine-tuned run, `base` or `finetuned`.
+
+    A run without validation has no `best`: its `final` is taken, and its `last` where it has not come to the end.
+
+    Raises:
+        InputError: Another name.
+    """
+    known = ("best", "final", "last", *(("base", "finetuned") if "finetune" in run.call else ()))
+    require_known("checkpoint", name, known)
+    if name == "best" and not run.checkpoint("best").is_file():
+        return "final" if run.checkpoint("final").is_file() else "last"
+    return name
+
+
+def require_training(run: Run) -> None:
+    """Refuse a run whose weights were imported.
+
+    Raises:
+        RunError: It is one.
+    """
+    if "imported" in run.call:
+        raise RunError(
+            f"{run.path} was not trained here but imported from {run.call['imported']['file']}:"
+            " there is nothing to resume",
+            hint=f"gambeson evaluate {shlex.quote(str(run.path))}",
+        )
+
+
+def data_stem(data: str) -> str:
+    """The name of a data set as the beginning of a run's.
+
+    Examples:
+        >>> data_stem("npz:data/mine.npz")
+        'npz-mine'
+    """
+    kind, _, path = data.partition(":")
+    return f"{kind}-{Path(path).stem}" if path else kind
 
 
 def new_run_path(root: Path, stem: str) -> Path:

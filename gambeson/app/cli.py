@@ -15,10 +15,14 @@ from gambeson.core.errors import GambesonError, GambesonWarning, nearest
 COMMANDS = {
     "train": "train a model: gambeson train METHOD [options], or --config FILE",
     "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
-    "diagnose": "look inside: cam RUN (where the budget lies), or regions (does the place matter?)",
+    "diagnose": "look inside: cam RUN (where the budget lies), criticality RUN (which layers matter), regions",
+    "corruptions": "accuracy out of distribution, under common corruptions: gambeson corruptions RUN",
+    "finetune": "improve a robust model: gambeson finetune rift RUN",
+    "interpolate": "measure the models on the line between two runs: gambeson interpolate RUN RUN",
+    "import": "make a run of another's checkpoint: gambeson import FILE --model wrn-34-10 --data cifar10",
     "resume": "go on with an interrupted run: gambeson resume RUN",
     "runs": "runs list, or runs compare RUN RUN...",
-    "list": "list methods, attacks, models, data or recipes",
+    "list": "list methods, attacks, models, data, corruptions or recipes",
 }
 
 USAGE = """usage: gambeson COMMAND ...
@@ -69,7 +73,7 @@ def _dispatch(args: list[str]) -> int:
         _defer_torch()
     from gambeson.app import commands
 
-    run: Callable[[list[str]], int] = getattr(commands, args[0] if args[0] != "list" else "list_")
+    run: Callable[[list[str]], int] = getattr(commands, args[0] if args[0] in commands.__all__ else f"{args[0]}_")
     return run(args[1:])
 
 

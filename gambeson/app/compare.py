@@ -75,6 +75,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _state(run: Run) -> str:
     run.rows()  # says so if they are damaged
+    if "imported" in run.call:
+        return "imported"
     if run.checkpoint("final").is_file():
         return "done"
     last = run.checkpoint("last")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,39 @@ class EvaluateOptions:
     device: str = "auto"
     per_class: bool = False
     json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What a foreign checkpoint is of, and where the run goes.
+
+    Args:
+        model: Network, see `gambeson list models`.
+        data: Data set that it was trained on: cifar10, tiny-imagenet, ..., folder:PATH or npz:PATH.
+        eps: Budget that it was trained for, as 8/255 or 0.03; default the data set's.
+        norm: Linf or L2.
+        width: Channels of the network's first stage; default the papers'.
+        key: Where in the file the state dict is, such as net or last.model.
+        mean: Means of the channels that it normalises with, on the scale of [0, 1]; default the data set's.
+        std: Standard deviations, likewise.
+        run: Run directory to create; default runs/DATA-external-N.
+        data_dir: Folder with the data set's files.
+        val_fraction: Share of the training set held out, for commands that look at the val split.
+        size: Side to which a folder's images are resized, pixels.
+    """
+
+    model: str
+    data: str
+    eps: float | None = None
+    norm: Literal["Linf", "L2"] = "Linf"
+    width: int | None = None
+    key: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    run: str | None = None
+    data_dir: str | None = None
+    val_fraction: float = 0.05
+    size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,5 +197,166 @@ class RegionsOptions:
     rel_step_size: float = 0.25
     seeds: str = "0,1,2"
     root: str = "runs/regions"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptionOptions:
+    """Which corruptions of the test set to measure a run on.
+
+    Args:
+        set: standard15 (the benchmark's), rift18 (RiFT's release: the others too, no glass blur) or all19.
+        corruptions: Some by name, comma-separated, instead of a set; see `gambeson list corruptions`.
+        severities: Severities, comma-separated, each 1 to 5.
+        published: Read CIFAR-10-C, CIFAR-100-C or Tiny-ImageNet-C from the data folder instead of generating images.
+        frost_textures: Folder with the published photographs of frost; without it textures are generated.
+        test_size: Only that many test images.
+        checkpoint: best (by validation), final, or last.
+        seed: Seed of the generated corruptions.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    set: str = "standard15"
+    corruptions: str | None = None
+    severities: str = "1,2,3,4,5"
+    published: bool = False
+    frost_textures: str | None = None
+    test_size: int | None = None
+    checkpoint: str = "best"
+    seed: int = 0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriticalityOptions:
+    """How to measure the criticality of a run's layers.
+
+    Args:
+        protocol: release (mini-batch ascent, projection once per epoch, the maximum over epochs) or paper (algorithm
+            1: the gradient of all images, projection, stop).
+        split: val, test or train; what is chosen by criticality on the test split is selected on test.
+        size: Measure on that many images only; default all of the split.
+        modules: Layers, comma-separated; default all.
+        strategy: cached, wavefront (all layers at once, for a GPU) or naive.
+        argmin_only: Stop layers once they cannot be the least critical one.
+        rel_step_size: Step of the PGD-10 that makes the images, as a multiple of eps; the release types 2/225, 0.2833.
+        checkpoint: best (by validation), final, or last.
+        seed: Seed of the attack's starts and of the mini-batches.
+        memory: Gigabytes for values that are kept between passes.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    protocol: str = "release"
+    split: str = "val"
+    size: int | None = None
+    modules: str | None = None
+    strategy: str = "cached"
+    argmin_only: bool = False
+    rel_step_size: float = 0.25
+    checkpoint: str = "best"
+    seed: int = 0
+    memory: float = 4.0
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiftOptions:
+    """What to fine-tune, where it is selected, and where the result goes.
+
+    Args:
+        config: Recipe in YAML; options on the command line win.
+        weights: Checkpoint of someone else to start from instead of a run; then with --model and --data, as `import`.
+        module: argmin (the least critical layer), top-K, last, all, or names of layers, comma-separated.
+        protocol: How criticality is measured: release or paper.
+        mrc_split: Images on which criticality is measured: val, test or train.
+        mrc_size: That many of them only.
+        select: Images on which the epoch and alpha are selected: val or test (then the run is stamped).
+        select_size: That many of them only, for alpha.
+        bn: update (training mode moves the statistics of every BatchNorm, as the release) or frozen.
+        entries: What is interpolated: full-state (BatchNorm's statistics too, as the release) or parameters.
+        alphas: Grid of the interpolation, as 0,0.5,1 or 0:1:0.1; with 0.
+        tolerance: By how many points robust accuracy may fall.
+        pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts (the paper: 3).
+        rel_step_size: Step of PGD-10 as a multiple of eps; the release types 2/225, 0.2833.
+        checkpoint: Checkpoint to start from: best, final or last.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        threads: Threads on the CPU; default those of the run.
+        run: Run directory to create, or to go on with; default RUN-rift-N.
+        attack: Attacks of the final table on the test set, comma-separated.
+        test_size: Attack only that many test images in the final table.
+    """
+
+    config: str | None = None
+    weights: str | None = None
+    module: str = "argmin"
+    protocol: str = "release"
+    mrc_split: str = "val"
+    mrc_size: int | None = None
+    select: str = "val"
+    select_size: int | None = None
+    bn: str = "update"
+    entries: str = "full-state"
+    alphas: str = "0:1:0.1"
+    tolerance: float = 0.1
+    pgd_runs: int = 1
+    rel_step_size: float = 0.25
+    checkpoint: str = "best"
+    data_dir: str | None = None
+    device: str = "auto"
+    threads: int | None = None
+    run: str | None = None
+    attack: str = "clean,pgd-10"
+    test_size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateOptions:
+    """Which models on the line between two runs to measure.
+
+    Args:
+        alphas: Grid, as 0,0.5,1 or 0:1:0.1; 0 is the first run, 1 the second, and 0 must be there.
+        entries: What is interpolated: full-state (BatchNorm's statistics too) or parameters (the rest is the first's).
+        reestimate_bn: Re-estimate BatchNorm's statistics from that many clean training images at every alpha between.
+        split: val or test.
+        size: That many images only.
+        tolerance: By how many points robust accuracy may fall for the alpha that is named.
+        pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts.
+        rel_step_size: Step of PGD-10 as a multiple of eps.
+        checkpoint: Checkpoint of both runs: best, final or last.
+        seed: Seed of the attack's starts.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in the second run.
+        json: Print JSON instead of a table.
+    """
+
+    alphas: str = "0:1:0.1"
+    entries: str = "full-state"
+    reestimate_bn: int | None = None
+    split: str = "val"
+    size: int | None = None
+    tolerance: float = 0.1
+    pgd_runs: int = 1
+    rel_step_size: float = 0.25
+    checkpoint: str = "best"
+    seed: int = 0
+    data_dir: str | None = None
+    device: str = "auto"
     out: str | None = None
     json: bool = False

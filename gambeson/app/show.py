@@ -112,7 +112,7 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
             if "event" in row:
                 err.print(f"[bold red]{row['event']}[/bold red] at step {row['step']}{_probe(row)}")
             bar.update(task, description=_line(seen))
-            last = "val/pgd10_acc" in row if validated else "train/loss" in row and float(row["epoch"]).is_integer()
+            last = "val/clean_acc" in row if validated else "train/loss" in row and float(row["epoch"]).is_integer()
             if last and not err.is_terminal:
                 err.print(f"epoch {row['epoch']:.0f}/{trainer.settings.epochs}  {_line(seen)}", soft_wrap=True)
 
@@ -123,12 +123,12 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
 
 def report(found: Report, title: str, *, per_class: bool = False) -> None:
     """The table of an evaluation."""
-    out.print(f"{escape(title)}, {_budget(found)}", soft_wrap=True)
+    out.print(f"{escape(title)}, {budget(found)}", soft_wrap=True)
     table = new_table("attack", "accuracy, % [95 %]")
     for name in found.outcomes:
-        table.add_row(name, _interval(found.accuracy(name)))
+        table.add_row(name, interval(found.accuracy(name)))
     if len(found.outcomes) > 2:
-        table.add_row("worst of all", _interval(found.worst()), style="bold")
+        table.add_row("worst of all", interval(found.worst()), style="bold")
     print_table(table)
     if per_class:
         print_table(_class_table(found))
@@ -147,11 +147,11 @@ def warn_of_failures(found: Report) -> None:
 def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> None:
     """The table at the end of a training."""
     first = reports[0][1]
-    out.print(f"\naccuracy on the test set, {_budget(first)}")
+    out.print(f"\naccuracy on the test set, {budget(first)}")
     table = new_table("weights", *[f"{name}, % [95 %]" for name in first.outcomes])
     for label, found in reports:
         note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
-        table.add_row(note, *[_interval(found.accuracy(name)) for name in found.outcomes])
+        table.add_row(note, *[interval(found.accuracy(name)) for name in found.outcomes])
     print_table(table)
     for _, found in reports:
         warn_of_failures(found)
@@ -196,7 +196,7 @@ def comparison(found: Mapping[str, Any]) -> None:
     for key, values in found["accuracy"].items():
         sizes = {value["n"] for value in values if value}
         label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
-        table.add_row(label, *[_interval(Interval(**value)) if value else "-" for value in values])
+        table.add_row(label, *[interval(Interval(**value)) if value else "-" for value in values])
     print_table(table)
     for line in found["paired"]:
         verdict = "differ" if line["p"] < 0.05 else "not significantly different"
@@ -233,11 +233,13 @@ def new_table(*columns: str, left: int = 1) -> Table:
     return table
 
 
-def _budget(found: Report) -> str:
+def budget(found: Report) -> str:
+    """The norm, eps and n of a report."""
     return f"{found.settings['norm']} eps {short(found.settings['eps'])}, n = {len(found.y)}"
 
 
-def _interval(found: Interval) -> str:
+def interval(found: Interval) -> str:
+    """An accuracy and its interval in percent."""
     return escape(f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
 
 
@@ -245,7 +247,7 @@ def _class_table(found: Report) -> Table:
     table = new_table("class", *[f"{name}, % [95 %]" for name in found.outcomes])
     columns = [found.per_class(name) for name in found.outcomes]
     for number, label in enumerate(found.class_names):
-        table.add_row(escape(label), *[_interval(row) if (row := column[number]) else "-" for column in columns])
+        table.add_row(escape(label), *[interval(row) if (row := column[number]) else "-" for column in columns])
     return table
 
 
@@ -253,6 +255,8 @@ def _line(seen: Mapping[str, Any]) -> str:
     parts = []
     if "train/loss" in seen:
         parts.append(f"loss {seen['train/loss']:.3f}")
+    if "val/clean_acc" in seen and "val/pgd10_acc" not in seen:
+        parts.append(f"val clean {seen['val/clean_acc']:.1%}")
     if "val/pgd10_acc" in seen:
         parts.append(f"val clean {seen['val/clean_acc']:.1%} pgd-10 {seen['val/pgd10_acc']:.1%}")
     if "probe/gap" in seen:

@@ -14,6 +14,7 @@ from gambeson.app.measuring import check_attacks, measure, save_report
 from gambeson.app.options import ResumeOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, flags_of, options_of, parse_run, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.app.tuning import go_on
 from gambeson.engine.settings import Settings
 from gambeson.methods import METHODS, method
 
@@ -28,6 +29,9 @@ def train(args: list[str]) -> int:
     config = peek(args, "config")
     file = find_recipe(config) if config else None
     content = read_yaml(file, recipes_folder()) if file else {}
+    if "finetune" in content:
+        how = content["finetune"]
+        raise UsageError(f"{file} is a recipe for fine-tuning", hint=f"gambeson finetune {how} RUN --config {config}")
     words, rest = split_words(args, train_flags())
     if not words and "method" not in content:
         if "-h" in args or "--help" in args:
@@ -49,7 +53,11 @@ def train(args: list[str]) -> int:
     arguments = {key: values[key] for key in method_names}
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
-    folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), f"{_stem(options.data)}-{name}")
+    folder = (
+        Path(options.run)
+        if options.run
+        else build.new_run_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
+    )
     Run.require_new(folder)
     where = build.device(options.device)
     call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
@@ -75,6 +83,9 @@ def resume(args: list[str]) -> int:
     from gambeson.app import build, show
 
     run = build.open_run(path)
+    if "finetune" in run.call:
+        return go_on(run, options.data_dir, options.device)
+    build.require_training(run)
     build.use_threads(run.call)
     data = build.splits(run.call, options.data_dir)
     trainer = build.trainer(run.call, data, build.device(options.device))
@@ -126,11 +137,6 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         reports.append((name, report))
     show.final(run, trainer, reports)
     return 0
-
-
-def _stem(data: str) -> str:
-    kind, _, path = data.partition(":")
-    return f"{kind}-{Path(path).stem}" if path else kind
 
 
 def _train_help() -> str:

@@ -26,6 +26,26 @@ def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.ndim >= 2 and "weight" in name}
 
 
+def misfits(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Everything that keeps `weights` from being a model's state dict `own`, a few words each; empty if they fit.
+
+    Args:
+        weights: Tensors by name.
+        own: The model's, by name.
+
+    Examples:
+        >>> misfits({"fc.weight": torch.zeros(2, 3)}, {"linear.weight": torch.zeros(2, 3)})
+        ['missing linear.weight', 'unexpected fc.weight']
+    """
+    wrong = [f"missing {name}" for name in own if name not in weights]
+    wrong += [f"unexpected {name}" for name in weights if name not in own]
+    return wrong + [
+        f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(t.shape)}"
+        for name, t in own.items()
+        if name in weights and weights[name].shape != t.shape
+    ]
+
+
 @contextmanager
 def applied(model: nn.Module, perturbation: Mapping[str, Tensor], *, keep: bool = False) -> Iterator[None]:
     """Inside the block the model's weights are `w + v`; afterwards they are `w` again, bit for bit.

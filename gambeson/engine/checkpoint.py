@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gambeson.core.errors import CheckpointError
+from gambeson.core.parameters import misfits
 
 FORMAT = 1
 """Version of the layout."""
@@ -77,14 +78,7 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, Tensor], source: 
     Raises:
         CheckpointError: Missing, unexpected or differently shaped tensors, all listed; the model is then unchanged.
     """
-    own = model.state_dict()
-    wrong = [f"missing {name}" for name in own if name not in weights]
-    wrong += [f"unexpected {name}" for name in weights if name not in own]
-    wrong += [
-        f"{name} has shape {tuple(weights[name].shape)}, the model {tuple(t.shape)}"
-        for name, t in own.items()
-        if name in weights and weights[name].shape != t.shape
-    ]
+    wrong = misfits(weights, model.state_dict())
     if wrong:
         raise CheckpointError(
             f"{source} does not fit the model: {'; '.join(wrong)}",

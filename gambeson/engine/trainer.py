@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import CheckpointError, DivergenceError
+from gambeson.core.errors import CheckpointError, DivergenceError, InputError, nearest, require_known
 from gambeson.core.layout import preferred_layout
+from gambeson.core.modes import batch_norms
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch, Task
 from gambeson.data.loader import Loader, to_unit
@@ -29,7 +30,7 @@ from gambeson.engine.checkpoint import (
 from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
 from gambeson.engine.precision import Bfloat16Forward
-from gambeson.engine.run import Run, flat
+from gambeson.engine.run import Run, differences
 from gambeson.engine.sentinel import Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.step import robust_step
@@ -38,6 +39,8 @@ from gambeson.methods.recipe import Recipe
 from gambeson.parts.state import AveragedWeights, Parts
 
 Listener = Callable[[dict[str, Any]], None]
+Selection = Literal["val/pgd10_acc", "val/clean_acc"]
+"""What the best checkpoint has most of, on the validation images."""
 ROLLBACKS = 3
 """Rollbacks before a run gives up."""
 
@@ -57,9 +60,11 @@ class Trainer:
         flip: The data set's mirroring, likewise.
         description: Goes into the checkpoints' header (method, model, ...), and must agree when one is loaded.
         device: Where to train.
+        select: What the best checkpoint is selected by; with `val/clean_acc` validation does not attack.
 
     Raises:
-        InputError: The batch is larger than the training set, or another setting does not fit.
+        InputError: The batch is larger than the training set, or another setting does not fit; or the recipe trains
+            parameters that the model does not have.
     """
 
     def __init__(
@@ -75,7 +80,10 @@ class Trainer:
         flip: bool = False,
         description: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
+        select: Selection = "val/pgd10_acc",
     ) -> None:
+        require_known("selection", select, get_args(Selection))
+        self.select = select
         self.device = torch.device(device)
         layout = preferred_layout(model, self.device, settings.channels_last)
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
@@ -100,7 +108,7 @@ class Trainer:
         for part in self.parts:
             part.prepare(self.model, self.loader, settings.epochs)
         self.optimizer = torch.optim.SGD(
-            self.model.parameters(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self._trainable(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.step, self.elapsed = 0, 0.0
         self.best: dict[str, float] | None = None
@@ -201,13 +209,8 @@ class Trainer:
         tensors, header = load_checkpoint(run.checkpoint("last"))
         if "trainer/sums" not in tensors:
             raise CheckpointError(f"{run.checkpoint('last')} holds weights for use, not the state of a training")
-        here = flat(json.loads(json.dumps(self._identity())))
-        there = flat({key: header.get(key) for key in self._identity()})
-        different = [
-            f"{key} is {there.get(key)!r} there, {here.get(key)!r} here"
-            for key in sorted({*here, *there})
-            if there.get(key) != here.get(key)
-        ]
+        here = json.loads(json.dumps(self._identity()))
+        different = differences({key: header.get(key) for key in here}, here)
         if different:
             raise CheckpointError(f"{run.checkpoint('last')} belongs to another training: {'; '.join(different)}")
         self._restore(tensors, run)
@@ -243,6 +246,9 @@ class Trainer:
             group["lr"], group["momentum"] = lr, momentum
         torch.manual_seed(self.streams.number("torch", step))  # dropout draws from the global generator
         self.model.train()
+        if self.recipe.bn == "frozen":
+            for module in batch_norms(self.model):
+                module.eval()
         epoch = step // self.steps_per_epoch
         if step % self.steps_per_epoch == 0:
             for part in self.parts:
@@ -286,18 +292,37 @@ class Trainer:
             self.evaluated,
             self.val.x,
             self.val.y,
-            ["pgd-10"],
+            ["pgd-10"] if self.select == "val/pgd10_acc" else [],
             self.recipe.threat,
             num_classes=self.task.num_classes,
             seed=self.settings.seed,
         )
-        row = {"val/clean_acc": found.accuracy("clean").value, "val/pgd10_acc": found.accuracy("pgd-10").value}
+        row = {"val/clean_acc": found.accuracy("clean").value}
+        if self.select == "val/pgd10_acc":
+            row["val/pgd10_acc"] = found.accuracy("pgd-10").value
         self._emit(run, report, row)
-        score = (row["val/pgd10_acc"], row["val/clean_acc"])
-        if self.best is None or score > (self.best["val/pgd10_acc"], self.best["val/clean_acc"]):
+        if self.best is None or self._score(row) > self._score(self.best):
             self._check_finite(run)
             self.best = {**row, "step": self.step}
             self.save_weights(run, "best")
+
+    def _score(self, row: dict[str, float]) -> tuple[float, float]:
+        return row[self.select], row["val/clean_acc"]
+
+    def _trainable(self) -> list[nn.Parameter]:
+        """What the optimizer changes; the rest is frozen, so that no gradient is computed for it."""
+        wanted = self.recipe.trainable
+        if wanted is None:
+            return list(self.model.parameters())
+        known = dict(self.model.named_parameters())
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            raise InputError(
+                f"the model has no parameter {', '.join(map(repr, unknown))}", hint=nearest(unknown[0], known)
+            )
+        for name, p in known.items():
+            p.requires_grad_(name in wanted)
+        return [p for name, p in known.items() if name in wanted]
 
     def _check_finite(self, run: Run) -> None:
         step = int(self.bad_step)

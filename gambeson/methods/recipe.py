@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from gambeson.attacks.margin import MMA
 from gambeson.attacks.pgd import PGD, Plain
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, require_known
 from gambeson.core.losses import ce
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.parameters import applied, layer_weights
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Recipe:
     """Everything that makes a training method, without tensors and without state.
 
@@ -43,6 +43,9 @@ class Recipe:
         penalty: Added to the mean loss; or None.
         parts: Stateful parts, by their specs. Budgets change the threat of a batch in the order of the tuple.
         replays: Consecutive steps on the same batch.
+        trainable: Names of the parameters that training changes; None for all.
+        bn: BatchNorm in training: `"update"`: batch statistics, and the running ones move; `"frozen"`: the running
+            statistics normalise and stay.
 
     Raises:
         InputError: The settings do not go together.
@@ -56,8 +59,18 @@ class Recipe:
     penalty: GradientAlignment | None = None
     parts: tuple[EMA | CarriedPerturbation | PixelBudget, ...] = ()
     replays: int = 1
+    trainable: tuple[str, ...] | None = None
+    bn: Literal["update", "frozen"] = "update"
+
+    def __repr__(self) -> str:
+        # A checkpoint is compared by it: without the later fields where they are not used, as in older checkpoints.
+        shown = [f for f in fields(self) if f.name not in ("trainable", "bn") or getattr(self, f.name) != f.default]
+        return f"Recipe({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in shown)})"
 
     def __post_init__(self) -> None:
+        require_known("BatchNorm mode of training", self.bn, ("update", "frozen"))
+        if self.trainable is not None and not self.trainable:
+            raise InputError("a recipe that trains nothing has no step to make", hint="name at least one parameter")
         carried = [part for part in self.parts if isinstance(part, CarriedPerturbation)]
         if self.inner not in ("inputs-first", "joint", "weights-first", "carried"):
             raise InputError(f"unknown inner search {self.inner!r}")

@@ -10,10 +10,17 @@ from torch import nn
 
 from gambeson.core.errors import InputError, nearest
 from gambeson.core.types import Task
-from gambeson.models.resnets import preact_resnet18, preact_resnet18_tiny, resnet18, resnet34
+from gambeson.models.resnets import (
+    preact_resnet18,
+    preact_resnet18_tiny,
+    resnet18,
+    resnet18_tiny,
+    resnet34,
+    resnet34_tiny,
+)
 from gambeson.models.small_cnn import SmallCNN
 from gambeson.models.vit import vit_small
-from gambeson.models.wide_resnet import wrn_28_10, wrn_34_10
+from gambeson.models.wide_resnet import wrn_28_10, wrn_34_10, wrn_34_10_tiny
 
 __all__ = ["MODELS", "ModelEntry", "create"]
 
@@ -42,11 +49,14 @@ MODELS: dict[str, ModelEntry] = {
     ),
     "preact-resnet18-tiny": ModelEntry(preact_resnet18_tiny, "its Tiny-ImageNet variant: activated shortcut", 64),
     "resnet18": ModelEntry(resnet18, "ResNet-18 with a 3x3 stem and no max-pooling (PART, RiFT)", 64),
+    "resnet18-tiny": ModelEntry(resnet18_tiny, "its Tiny-ImageNet variant: four cells at 64x64 (RiFT)", 64),
     "resnet34": ModelEntry(resnet34, "ResNet-34 with a 3x3 stem and no max-pooling (RiFT)", 64),
+    "resnet34-tiny": ModelEntry(resnet34_tiny, "its Tiny-ImageNet variant: four cells at 64x64 (RiFT)", 64),
     "small-cnn": ModelEntry(SmallCNN, "four convolutions for 8x8 digits up to 32x32 images, seconds on a CPU"),
     "vit-small": ModelEntry(vit_small, "vision transformer, 4x4 patches, 384 dimensions, 12 blocks (LAP)"),
     "wrn-28-10": ModelEntry(wrn_28_10, "WideResNet-28-10, with ReLU", 160),
     "wrn-34-10": ModelEntry(wrn_34_10, "WideResNet-34-10 (TRADES, AWP, LAP, PART, RiFT)", 160),
+    "wrn-34-10-tiny": ModelEntry(wrn_34_10_tiny, "its Tiny-ImageNet variant: four cells at 64x64 (RiFT)", 160),
 }
 """Every network by name. Underscores are accepted for hyphens."""
 

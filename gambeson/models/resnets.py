@@ -78,14 +78,43 @@ def resnet18(task: Task, *, width: int = 64) -> ResNet:
         https://arxiv.org/abs/1512.03385; names as in https://github.com/kuangliu/pytorch-cifar.
 
     Departures:
-        At 64x64 RiFT's code flattens 2x2 cells (resnet.py:127,151); here the average is global at every size.
+        At 64x64 RiFT's code flattens 2x2 cells (resnet.py:127,151): that network is `resnet18_tiny`; here the average
+        is global at every size.
     """
     return ResNet(task, width=width, blocks=(2, 2, 2, 2))
+
+
+def resnet18_tiny(task: Task, *, width: int = 64) -> ResNet:
+    """RiFT's ResNet-18 for Tiny-ImageNet: 4x4 cells are averaged and flattened; 11,578,632 parameters at 64x64.
+
+    Args:
+        task: The data.
+        width: Channels of the first stage; the four stages have `w, 2w, 4w, 8w`.
+
+    Returns:
+        The network, initialised by PyTorch's defaults; 8x8 maps (64x64 images) give `4 * 8w` features. The count is
+        for 200 classes.
+
+    References:
+        Zhu, Hu, Wang, Xie, Yang, "Improving Generalization of Adversarial Training via Robust Critical
+        Fine-Tuning", ICCV 2023, https://arxiv.org/abs/2308.02533; code microsoft/robustlearn, RiFT/models/resnet.py:127
+        (linear layer) and :151 (pooling).
+
+    Departures:
+        Maps of one cell or less (images up to 32x32) are averaged whole, and are then `resnet18` to the bit; the
+        official code fails below 32x32. No dropout layers, which RiFT builds with probability 0.
+    """
+    return ResNet(task, width=width, blocks=(2, 2, 2, 2), cells=4)
 
 
 def resnet34(task: Task, *, width: int = 64) -> ResNet:
     """ResNet-34 for small images; 21,282,122 parameters for 10 classes. Everything else is as in `resnet18`."""
     return ResNet(task, width=width, blocks=(3, 4, 6, 3))
+
+
+def resnet34_tiny(task: Task, *, width: int = 64) -> ResNet:
+    """RiFT's ResNet-34 for Tiny-ImageNet; 21,686,792 parameters at 64x64. Everything else is as in `resnet18_tiny`."""
+    return ResNet(task, width=width, blocks=(3, 4, 6, 3), cells=4)
 
 
 class PreActResNet(nn.Module):
@@ -128,17 +157,20 @@ class PreActResNet(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem with BatchNorm, four stages of basic blocks, global average, linear.
+    """Stem with BatchNorm, four stages of basic blocks, average pooling, linear.
 
     Args:
         task: The data.
         width: Channels of the first stage.
         blocks: Number of blocks of each stage.
+        cells: Side of the square cells that are averaged and flattened, or None to average the whole map.
     """
 
-    def __init__(self, task: Task, *, width: int, blocks: tuple[int, int, int, int]) -> None:
+    def __init__(self, task: Task, *, width: int, blocks: tuple[int, int, int, int], cells: int | None = None) -> None:
         super().__init__()
+        side = -(-task.size // 8)  # three strides of 2 with padding 1 round up
         self.task = task
+        self.cell = None if cells is None or cells >= side else cells
         self.normalize = Normalize(task)
         self.conv1 = nn.Conv2d(task.channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -151,13 +183,14 @@ class ResNet(nn.Module):
         self.layer2 = stage(width, 2 * width, 2, blocks[1])
         self.layer3 = stage(2 * width, 4 * width, 2, blocks[2])
         self.layer4 = stage(4 * width, 8 * width, 2, blocks[3])
-        self.linear = nn.Linear(8 * width, task.num_classes)
+        count = 1 if self.cell is None else (side // self.cell) ** 2
+        self.linear = nn.Linear(8 * width * count, task.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`."""
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
-        return self.linear(out.mean((2, 3)))
+        return self.linear(out.mean((2, 3)) if self.cell is None else F.avg_pool2d(out, self.cell).flatten(1))
 
 
 class _PreActBlock(nn.Module):

@@ -47,25 +47,51 @@ def wrn_34_10(task: Task, *, width: int = 160) -> WideResNet:
 
     Departures:
         The average is global at every size (official: 8x8 cells, the same at 32x32; RiFT flattens 2x2 cells at
-        64x64). No `sub_block1`: TRADES and PART carry that stage without using it, so drop those names when loading
-        their checkpoints. No dropout, which all the papers set to 0.
+        64x64: that network is `wrn_34_10_tiny`). No `sub_block1`: TRADES, PART and RiFT carry that stage without using
+        it; `gambeson.models.foreign.fit_names` drops those names. No dropout, which all the papers set to 0.
     """
     return WideResNet(task, depth=34, width=width)
 
 
+def wrn_34_10_tiny(task: Task, *, width: int = 160) -> WideResNet:
+    """RiFT's WideResNet-34-10 for Tiny-ImageNet: 8x8 cells are averaged and flattened; 46,666,264 parameters at 64x64.
+
+    Args:
+        task: The data.
+        width: Channels of the first stage, 16 times the widen factor; the three stages have `w, 2w, 4w`.
+
+    Returns:
+        The network, initialised as `wrn_34_10`; 16x16 maps (64x64 images) give `4 * 4w` features. The count is
+        for 200 classes.
+
+    References:
+        Zhu, Hu, Wang, Xie, Yang, "Improving Generalization of Adversarial Training via Robust Critical
+        Fine-Tuning", ICCV 2023, https://arxiv.org/abs/2308.02533; code microsoft/robustlearn,
+        RiFT/models/wide_resnet.py:103-106.
+
+    Departures:
+        Maps of one cell or less (images up to 32x32) are averaged whole, and are then `wrn_34_10` to the bit. No
+        `sub_block1`, as there.
+    """
+    return WideResNet(task, depth=34, width=width, cells=8)
+
+
 class WideResNet(nn.Module):
-    """Stem of 16 channels, three stages of pre-activation blocks, BatchNorm, ReLU, global average, linear.
+    """Stem of 16 channels, three stages of pre-activation blocks, BatchNorm, ReLU, average pooling, linear.
 
     Args:
         task: The data.
         depth: `6n + 4` for `n` blocks a stage.
         width: Channels of the first stage.
+        cells: Side of the square cells that are averaged and flattened, or None to average the whole map.
     """
 
-    def __init__(self, task: Task, *, depth: int, width: int) -> None:
+    def __init__(self, task: Task, *, depth: int, width: int, cells: int | None = None) -> None:
         super().__init__()
         count = (depth - 4) // 6
+        side = -(-task.size // 4)  # two strides of 2 with padding 1 round up
         self.task = task
+        self.cell = None if cells is None or cells >= side else cells
         self.normalize = Normalize(task)
         self.conv1 = nn.Conv2d(task.channels, 16, 3, padding=1, bias=False)
 
@@ -78,7 +104,8 @@ class WideResNet(nn.Module):
         self.block2 = stage(width, 2 * width, 2)
         self.block3 = stage(2 * width, 4 * width, 2)
         self.bn1 = nn.BatchNorm2d(4 * width)
-        self.fc = nn.Linear(4 * width, task.num_classes)
+        features = 4 * width * (1 if self.cell is None else (side // self.cell) ** 2)
+        self.fc = nn.Linear(features, task.num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -87,7 +114,8 @@ class WideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps images `(N, C, H, W)` in [0, 1] to logits `(N, num_classes)`."""
         out = self.block3(self.block2(self.block1(self.conv1(self.normalize(x)))))
-        return self.fc(F.relu(self.bn1(out)).mean((2, 3)))
+        out = F.relu(self.bn1(out))
+        return self.fc(out.mean((2, 3)) if self.cell is None else F.avg_pool2d(out, self.cell).flatten(1))
 
 
 class _WideBlock(nn.Module):

@@ -10,14 +10,17 @@ import pytest
 
 from app.helpers import FAST, Cli, args_of, assert_error
 from gambeson.app import build
-from gambeson.app.recipes import find_recipe, read_yaml, recipes_folder
+from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.app.tuning import finetune_parser
 from gambeson.core.errors import InputError
 from gambeson.core.threat import Linf
-from gambeson.data import DATASETS
+from gambeson.data import DATASETS, FACTS
 from gambeson.engine.optim import learning_rate
 from gambeson.engine.settings import Settings
+from gambeson.finetuning import choose_layers, parse_alphas
+from gambeson.finetuning.rift import needs_criticality
 from gambeson.methods import Recipe
-from gambeson.models import MODELS
+from gambeson.models import MODELS, create
 from gambeson.parts import Jet, LayerAware, PixelBudget, ZScore
 
 Plan = Callable[..., dict[str, Any]]
@@ -34,6 +37,8 @@ BETA = {
 
 
 RECIPES = sorted(str(file.relative_to(recipes_folder()).with_suffix("")) for file in recipes_folder().rglob("*.yaml"))
+FINETUNING = [name for name in RECIPES if "finetune" in read_yaml(find_recipe(name), recipes_folder())]
+TRAINING = [name for name in RECIPES if name not in FINETUNING]
 
 
 def test_the_recipes_are_listed_with_their_first_line(cli: Cli) -> None:
@@ -49,7 +54,7 @@ def test_lap_has_its_twelve_recipes() -> None:
     }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", TRAINING)
 def test_every_recipe_is_valid(name: str, planned: Plan) -> None:
     call = planned("--config", name)
 
@@ -57,6 +62,30 @@ def test_every_recipe_is_valid(name: str, planned: Plan) -> None:
     assert call["data"]["name"] in DATASETS
     assert call["model"]["name"] in MODELS
     Settings(**{**call["settings"], "milestones": tuple(call["settings"]["milestones"])})
+
+
+@pytest.mark.parametrize("name", FINETUNING)
+def test_every_recipe_for_fine_tuning_is_valid(name: str, planned: Plan) -> None:
+    content = read_yaml(find_recipe(name), recipes_folder())
+    parser = finetune_parser(content.pop("finetune"))
+    parser.set_defaults(defaults_from(parser, find_recipe(name), content))
+    values = parser.parse([])
+    second_line = find_recipe(name).read_text().splitlines()[1]
+    call = planned("--config", second_line.split()[-1])
+    model = create(call["model"]["name"], FACTS[call["data"]["name"]].task, width=8)
+
+    assert f"--config {name}," in second_line
+    assert values["lr"] == 0.001
+    assert values["milestones"] == (0.5,)
+    assert values["fill"] == "reflect"
+    assert parse_alphas(values["alphas"]) == pytest.approx([k / 10 for k in range(11)])
+    if not needs_criticality(values["module"]):
+        assert choose_layers(model, values["module"]) is not None
+
+
+def test_a_recipe_goes_to_its_own_command(cli: Cli) -> None:
+    assert_error(cli("train", "--config", "rift/release"), 2, "gambeson finetune rift RUN --config rift/release")
+    assert_error(cli("finetune", "rift", "runs/x", "--config", "lap/cifar10-n-eps8"), 2, "finetune: rift")
 
 
 @pytest.mark.parametrize("base", BETA)

@@ -157,6 +157,21 @@ def test_resnet(name: str, blocks: tuple[int, ...]) -> None:
     assert gap(model, CIFAR, lambda s, x: plain_resnet(s, x, blocks=blocks)) < 1e-12
 
 
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18-tiny", (2, 2, 2, 2)), ("resnet34-tiny", (3, 4, 6, 3))])
+def test_resnet_tiny(name: str, blocks: tuple[int, ...]) -> None:
+    """The plain forward pass has the release's pooling: 4x4 cells, at 64x64 four of them."""
+    model = create(name, TINY, width=8, seed=0)
+    assert model.get_parameter("linear.weight").shape == (20, 4 * 64)
+    assert gap(model, TINY, lambda s, x: plain_resnet(s, x, blocks=blocks)) < 1e-12
+
+
+def test_wide_resnet_tiny() -> None:
+    torch.manual_seed(0)
+    model = WideResNet(TINY, depth=10, width=16, cells=8)
+    assert model.fc.in_features == 4 * 64
+    assert gap(model, TINY, lambda s, x: plain_wide_resnet(s, x, blocks=1)) < 1e-12
+
+
 @pytest.mark.parametrize(("depth", "width"), [(10, 16), (16, 24)], ids=["wrn-10-1", "wrn-16, first stage projects"])
 def test_wide_resnet(depth: int, width: int) -> None:
     torch.manual_seed(0)

@@ -276,11 +276,14 @@ HEADS = {
     "preact-resnet18": Site("layer4", Head("linear", "bn", 1)),
     "preact-resnet18-tiny": Site("layer4", Head("linear", "bn", 1)),
     "resnet18": Site("layer4", Head("linear", None, 1)),
+    "resnet18-tiny": Site("layer4", Head("linear", None, 1)),
     "resnet34": Site("layer4", Head("linear", None, 1)),
+    "resnet34-tiny": Site("layer4", Head("linear", None, 1)),
     "small-cnn": Site("layer4", Head("linear", None, 1)),
     "vit-small": Site("blocks.11.norm1", None),
     "wrn-28-10": Site("block3", Head("fc", "bn1", 1)),
     "wrn-34-10": Site("block3", Head("fc", "bn1", 1)),
+    "wrn-34-10-tiny": Site("block3", Head("fc", "bn1", 1)),
 }
 assert set(HEADS) == set(MODELS), "every network has a row here"
 

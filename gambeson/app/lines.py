@@ -1,0 +1,92 @@
+"""`gambeson interpolate`: the models on the straight line between two runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from gambeson.app.critical import choose_split
+from gambeson.app.options import InterpolateOptions
+from gambeson.app.parsing import Parser, UsageError, options_of, split_words
+from gambeson.core.errors import CheckpointError, InputError, require_known
+
+
+def interpolate(args: list[str]) -> int:
+    """`gambeson interpolate RUN RUN [options]`."""
+    parser = Parser(
+        "gambeson interpolate RUN RUN", "Measure the models on the straight line between the weights of two runs."
+    )
+    parser.add(InterpolateOptions)
+    if "-h" in args or "--help" in args:
+        parser.parse(["--help"])
+    words, rest = split_words(args, parser.flags)
+    if len(words) != 2:
+        raise UsageError(
+            f"interpolate needs two run directories, got {len(words)}",
+            hint="gambeson interpolate runs/digits-pgd-at-1 runs/digits-pgd-at-1-rift-1",
+        )
+    options = options_of(InterpolateOptions, parser.parse(rest))
+    require_known("split", options.split, ("val", "test"))
+    if options.reestimate_bn is not None and options.reestimate_bn < 1:
+        raise InputError(f"--reestimate-bn must be at least 1 image, got {options.reestimate_bn}")
+    if options.tolerance < 0:
+        raise InputError(f"--tolerance must be at least 0 points, got {options.tolerance:g}")
+    from gambeson.app import build, findings, show
+    from gambeson.attacks.pgd import PGD
+    from gambeson.diagnosis.pictures import require_picture
+    from gambeson.engine.run import versions, write_json
+    from gambeson.finetuning import draw_line, parse_alphas, walk
+
+    alphas = parse_alphas(options.alphas)
+    if options.out:
+        require_picture(Path(options.out))
+    first, second = (build.open_run(Path(word)) for word in words)
+    build.use_threads(first.call)
+    where = build.device(options.device)
+    model, task, name, step = build.load_model(first, options.checkpoint, where)
+    other, other_task, other_name, other_step = build.load_model(second, options.checkpoint, where)
+    if task != other_task:
+        raise CheckpointError(f"{first.path} and {second.path} are models of different data: {task} and {other_task}")
+    data = build.splits(first.call, options.data_dir)
+    examples = choose_split(data, options.split, options.size)
+    with show.progress(options.json) as bar:
+        progress = bar.add_task("interpolating", total=len(examples) * len(alphas))
+        found = walk(
+            model,
+            model.state_dict(),
+            other.state_dict(),
+            examples.x,
+            examples.y,
+            build.recipe(first.call).threat,
+            num_classes=data.facts.num_classes,
+            alphas=alphas,
+            entries=options.entries,  # type: ignore[arg-type]  # checked there
+            statistics_from=data.train.x[: options.reestimate_bn] if options.reestimate_bn else None,
+            tolerance=options.tolerance / 100,
+            attack=PGD(steps=10, rel_step_size=options.rel_step_size),
+            runs=options.pgd_runs,
+            seed=options.seed,
+            progress=lambda done: bar.advance(progress, done),
+        )
+    record = {
+        "runs": [str(first.path), str(second.path)],
+        "checkpoints": [name, other_name],
+        "steps": [step, other_step],
+        "data": data.facts.name,
+        "split": options.split,
+        "entries": options.entries,
+        "reestimate_bn": options.reestimate_bn,
+        "pgd_runs": options.pgd_runs,
+        "rel_step_size": options.rel_step_size,
+        "seed": options.seed,
+        **found.to_dict(),
+        "versions": versions(),
+    }
+    out = Path(options.out) if options.out else second.path / "diagnosis" / f"line-from-{first.path.name}.svg"
+    out.parent.mkdir(exist_ok=True)
+    draw_line(found, out, f"{first.path.name} to {second.path.name}")
+    write_json(out.with_suffix(".json"), record)
+    print(json.dumps(record, indent=2)) if options.json else findings.line(record)
+    print(f"wrote {out} and {out.with_suffix('.json')}", file=sys.stderr)
+    return 0

@@ -1,0 +1,413 @@
+"""`gambeson finetune`: RiFT and its ablations, as runs of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gambeson.app.critical import choose_split, protocol_of, search
+from gambeson.app.importing import import_weights
+from gambeson.app.measuring import check_attacks, measure, save_report
+from gambeson.app.options import ImportOptions, RiftOptions
+from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
+from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.core.errors import InputError, RunError, nearest, require_known
+from gambeson.engine.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gambeson.core.types import Task
+    from gambeson.data import Splits
+    from gambeson.engine.run import Run
+
+TITLES = {
+    "rift": "Fine-tune the layer that robustness needs least on clean images, then interpolate (RiFT, ICCV 2023).",
+    "bn": "RiFT without fine-tuning: only BatchNorm's running statistics move, the learning rate is 0.",
+}
+SETTINGS: dict[str, Any] = {
+    "epochs": 10,
+    "lr": 0.001,
+    "schedule": "piecewise",
+    "milestones": (0.5,),
+    "fill": "reflect",
+}
+"""The release's settings where they differ from those of training."""
+UNUSED = {"on_overfitting", "probe_every", "val_every", "momentum_low"}
+
+
+def finetune(args: list[str]) -> int:
+    """`gambeson finetune rift|bn RUN [options]`."""
+    if args and args[0] in TITLES:
+        return _start(args[0], args[1:])
+    if "-h" in args or "--help" in args:
+        lines = "\n".join(f"  {name:<5} {text}" for name, text in TITLES.items())
+        print(f"usage: gambeson finetune HOW RUN [options]\n\nImprove a robust model.\n\n{lines}")
+        print("\n`gambeson finetune HOW --help` shows the options.")
+        return 0
+    if not args or args[0].startswith("-"):
+        raise UsageError(
+            f"finetune how? known: {', '.join(TITLES)}", hint="gambeson finetune rift runs/digits-pgd-at-1"
+        )
+    raise UsageError(f"unknown way of fine-tuning {args[0]!r}", hint=nearest(args[0], TITLES))
+
+
+def finetune_parser(how: str, *, foreign: bool = False) -> Parser:
+    """The parser of `gambeson finetune HOW RUN`, or, with `foreign`, of `gambeson finetune HOW --weights FILE`."""
+    parser = Parser(f"gambeson finetune {how} {'' if foreign else 'RUN'}".rstrip(), TITLES[how])
+    if foreign:
+        parser.add(ImportOptions, skip={"run", "data_dir"})
+    fixed = {"module", "protocol", "mrc_split", "mrc_size", "bn"} if how == "bn" else set()
+    parser.add(RiftOptions, skip=fixed)
+    parser.add(Settings, skip=UNUSED | ({"lr"} if how == "bn" else set()), **SETTINGS)
+    return parser
+
+
+def _start(how: str, args: list[str]) -> int:
+    foreign = peek(args, "weights") is not None
+    parser = finetune_parser(how, foreign=foreign)
+    if "-h" in args or "--help" in args:
+        parser.parse(["--help"])
+    words, rest = split_words(args, parser.flags)
+    if len(words) != (0 if foreign else 1):
+        raise UsageError(
+            f"finetune {how} needs one run directory, or --weights FILE, got {len(words)}{' and a file' * foreign}",
+            hint=f"gambeson finetune {how} runs/digits-pgd-at-1",
+        )
+    config = peek(args, "config")
+    if config:
+        file = find_recipe(config)
+        content = read_yaml(file, recipes_folder())
+        if content.pop("finetune", None) != how:
+            raise UsageError(
+                f"{file} is no recipe of gambeson finetune {how}: it lacks `finetune: {how}`",
+                hint="`gambeson list recipes` shows what each is for",
+            )
+        parser.set_defaults(defaults_from(parser, file, content))
+    values = parser.parse(rest)
+    if how == "bn":
+        values |= {"module": "last", "protocol": "release", "mrc_split": "val", "mrc_size": None, "bn": "update"}
+        values["lr"] = 0.0
+    settings = Settings(**{key: values[key] for key in _settings()})
+    options = options_of(RiftOptions, values)
+    _check(options)
+    from gambeson.app import build
+    from gambeson.engine.run import Run, differences
+
+    if options.weights:
+        given = {key: values[key] for key in ImportOptions.__dataclass_fields__ if key not in ("run", "data_dir")}
+        base = import_weights(Path(options.weights), ImportOptions(**given, data_dir=options.data_dir))
+        print(f"imported {options.weights}: {base.path}", file=sys.stderr)
+    else:
+        base = build.open_run(Path(words[0]))
+    stem = f"{base.path.name}-{how}"
+    folder = Path(options.run) if options.run else build.new_run_path(base.path.parent, stem)
+    where = build.device(options.device)
+    call = _call(how, base, options, settings, str(where))
+    if folder.exists():
+        run = build.open_run(folder)
+        different = differences(_comparable(run.call), _comparable(call))
+        if different:
+            raise RunError(
+                f"{folder} is another run: {'; '.join(different)}", hint="give its options, or another --run"
+            )
+        data = None
+    else:
+        data = _require_possible(call, base, options, where)
+        run = Run.create(folder, {"command": ["gambeson", "finetune", how, *args], **call})
+    return go_on(run, options.data_dir, str(where), data)
+
+
+def _require_possible(call: dict[str, Any], base: Run, options: RiftOptions, where: Any) -> Splits:
+    """The data; layers that the model does not have and splits that are empty are refused before a run is made."""
+    from gambeson.app import build
+    from gambeson.finetuning import choose_layers
+    from gambeson.finetuning.rift import needs_criticality
+
+    if not needs_criticality(options.module):
+        choose_layers(build.load_model(base, options.checkpoint, where)[0], options.module)
+    data = build.splits(call, options.data_dir)
+    choose_split(data, options.select, options.select_size)
+    if needs_criticality(options.module):
+        choose_split(data, options.mrc_split, options.mrc_size)
+    return data
+
+
+def go_on(run: Run, data_dir: str | None = None, device: str = "auto", data: Splits | None = None) -> int:
+    """Do what is missing of a fine-tuning run: criticality, training, interpolation, evaluation.
+
+    Args:
+        run: The run.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: Where to compute.
+        data: The data, if it has been read.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        RunError: The run that it started from has changed or is gone.
+    """
+    from gambeson.app import build, show
+    from gambeson.engine.interruption import Interrupted
+
+    record = run.call["finetune"]
+    base = build.open_run(Path(record["base"]["run"]))
+    build.use_threads(run.call)
+    where = build.device(device)
+    model, task, name, step = build.load_model(base, record["base"]["checkpoint"], where)
+    if _digest(base, name) != record["base"]["sha256"]:
+        raise RunError(f"{base.checkpoint(name)} is not the checkpoint that {run.path} started from any more")
+    data = data or build.splits(run.call, data_dir)
+    notes = _selection_notes(base, record)
+    for note in notes:
+        show.err.print(f"[bold]note[/bold]: {note}", soft_wrap=True)
+    show.out.print(f"{record['name']} of {base.path}, checkpoint {name} (step {step}): {run.path}", soft_wrap=True)
+    start = {key: t.detach().clone() for key, t in model.state_dict().items()}
+    try:
+        layers = _layers(run, record, model, data, step)
+        tuned = _tune(run, record, model, task, data, layers)
+    except Interrupted as stopped:
+        again = shlex.quote(str(run.path))
+        print(f"{stopped}; saved. Go on with: gambeson resume {again}", file=sys.stderr)
+        return 128 + stopped.signum
+    chosen = _interpolate(run, record, model, data, start, tuned, step)
+    _evaluate(run, data, where, chosen)
+    return 0
+
+
+def _check(options: RiftOptions) -> None:
+    """Refuse what can be refused before any file is read."""
+    from gambeson.finetuning import parse_alphas
+
+    protocol_of(options.protocol)
+    for what, value, known in (
+        ("selection split", options.select, ("val", "test")),
+        ("split", options.mrc_split, ("val", "test", "train")),
+        ("BatchNorm mode", options.bn, ("update", "frozen")),
+        ("entries", options.entries, ("full-state", "parameters")),
+    ):
+        require_known(what, value, known)
+    parse_alphas(options.alphas)
+    if options.pgd_runs < 1:
+        raise InputError(f"--pgd-runs must be at least 1, got {options.pgd_runs}")
+    if options.tolerance < 0:
+        raise InputError(f"--tolerance must be at least 0 points, got {options.tolerance:g}")
+    check_attacks(options.attack, options.test_size)
+
+
+def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device: str) -> dict[str, Any]:
+    from gambeson.app import build
+    from gambeson.finetuning.rift import needs_criticality
+
+    name = build.existing_checkpoint(base, options.checkpoint)
+    kept = {"config", "weights", "run", "device", "data_dir", "threads", "attack", "test_size", "checkpoint"}
+    told = {key: value for key, value in asdict(options).items() if key not in kept}
+    tested = base.call.get("selection", {}).get("split") == "test" or "test" in (
+        options.select,
+        options.mrc_split if needs_criticality(options.module) else "",
+    )
+    return {
+        **{key: base.call[key] for key in ("method", "data", "model")},
+        "ema": None,
+        "settings": {**asdict(settings), "milestones": list(settings.milestones)},
+        "selection": {"split": "test" if tested else "val", "by": "val/clean_acc, then alpha"},
+        "threads": options.threads if options.threads is not None else base.call.get("threads"),
+        "attack": options.attack,
+        "test_size": options.test_size,
+        "device": device,
+        "finetune": {
+            "name": how,
+            **told,
+            "base": {"run": str(base.path.resolve()), "checkpoint": name, "sha256": _digest(base, name)},
+        },
+    }
+
+
+def _comparable(call: dict[str, Any]) -> dict[str, Any]:
+    return {key: call.get(key) for key in ("method", "data", "model", "settings", "finetune")}
+
+
+def _digest(run: Run, checkpoint: str) -> str:
+    file = run.checkpoint(checkpoint)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _settings() -> set[str]:
+    return set(asdict(Settings())) - UNUSED
+
+
+def _selection_notes(base: Run, record: dict[str, Any]) -> list[str]:
+    notes = []
+    if base.call.get("selection", {}).get("split") == "test":
+        notes.append(f"{base.path} was selected on the test set: every number of this run is stamped so")
+    if record["select"] == "test" or (record["mrc_split"] == "test" and _measured(record)):
+        notes.append("this run selects on the test set, as the release; its numbers are stamped so")
+    return notes
+
+
+def _measured(record: dict[str, Any]) -> bool:
+    from gambeson.finetuning.rift import needs_criticality
+
+    return needs_criticality(record["module"])
+
+
+def _layers(run: Run, record: dict[str, Any], model: nn.Module, data: Splits, step: int) -> tuple[str, ...]:
+    """The layers to train: measured, where the choice is by criticality."""
+    from gambeson.app import build, findings, show
+    from gambeson.diagnosis import draw_criticality
+    from gambeson.engine.run import read_json, write_json
+    from gambeson.finetuning import choose_layers
+
+    file = run.path / "layers.json"
+    if file.is_file():
+        return tuple(read_json(file)["layers"])
+    found = None
+    if _measured(record):
+        found = search(
+            model,
+            choose_split(data, record["mrc_split"], record["mrc_size"]),
+            build.recipe(run.call).threat,
+            record["protocol"],
+            rel_step_size=record["rel_step_size"],
+            seed=run.call["settings"]["seed"],
+            store=run.path / "criticality.partial.json",
+        )
+        content = {"run": record["base"]["run"], "method": run.call["method"]["name"], **found.to_dict()}
+        content |= {"checkpoint": record["base"]["checkpoint"], "step": step, "data": data.facts.name}
+        content |= {"split": record["mrc_split"]}
+        write_json(run.path / "criticality.json", content)
+        draw_criticality(found, run.path / "criticality.svg", run.path.name)
+        findings.criticality(content)
+    layers = choose_layers(model, record["module"], found)
+    write_json(file, {"layers": list(layers), "module": record["module"]})
+    show.out.print(f"fine-tuning {', '.join(layers) if layers else 'all parameters'}", soft_wrap=True)
+    return layers
+
+
+def _tune(
+    run: Run, record: dict[str, Any], model: nn.Module, task: Task, data: Splits, layers: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Train on clean images in a run inside the run, and return the weights of its best epoch."""
+    from gambeson.app import build, show
+    from gambeson.engine.checkpoint import load_checkpoint, section
+    from gambeson.engine.run import Run
+    from gambeson.engine.trainer import Trainer
+    from gambeson.finetuning import rift_recipe
+
+    stored = run.call["settings"]
+    trainer = Trainer(
+        model,
+        rift_recipe(model, layers, build.recipe(run.call).threat, record["bn"]),
+        data.train,
+        choose_split(data, record["select"], None),
+        task,
+        Settings(**{**stored, "milestones": tuple(stored["milestones"])}),
+        pad=data.facts.pad,
+        flip=data.facts.flip,
+        description={"finetune": record["name"], "base": record["base"]["sha256"]},
+        device=next(model.parameters()).device,
+        select="val/clean_acc",
+    )
+    inner = run.path / "finetune"
+    part = Run.open(inner) if inner.exists() else Run.create(inner, {"part_of": str(run.path)})
+    if not part.checkpoint("final").is_file():
+        if part.checkpoint("last").is_file():
+            trainer.resume(part)
+        with show.training_progress(part, trainer) as listen:
+            trainer.fit(part, listen)
+    model.requires_grad_(True)
+    return section(load_checkpoint(part.checkpoint("best"))[0], "model")
+
+
+def _interpolate(
+    run: Run,
+    record: dict[str, Any],
+    model: nn.Module,
+    data: Splits,
+    start: dict[str, Tensor],
+    tuned: dict[str, Tensor],
+    step: int,
+) -> float:
+    """Measure the line, choose alpha, and write the three checkpoints; returns alpha."""
+    from gambeson.app import build, findings, show
+    from gambeson.attacks.pgd import PGD
+    from gambeson.engine.checkpoint import save_checkpoint
+    from gambeson.engine.run import read_json, write_json
+    from gambeson.finetuning import draw_line, interpolated, parse_alphas, walk
+
+    file = run.path / "line.json"
+    if file.is_file() and run.checkpoint("final").is_file():
+        return float(read_json(file)["chosen"])
+    device = next(model.parameters()).device
+    tuned = {name: t.to(device) for name, t in tuned.items()}
+    examples = choose_split(data, record["select"], record["select_size"])
+    alphas = parse_alphas(record["alphas"])
+    recipe = build.recipe(run.call)
+    with show.progress() as bar:
+        task = bar.add_task("interpolating", total=len(examples) * len(alphas))
+        found = walk(
+            model,
+            start,
+            tuned,
+            examples.x,
+            examples.y,
+            recipe.threat,
+            num_classes=data.facts.num_classes,
+            alphas=alphas,
+            entries=record["entries"],
+            tolerance=record["tolerance"] / 100,
+            attack=PGD(steps=10, rel_step_size=record["rel_step_size"]),
+            runs=record["pgd_runs"],
+            seed=run.call["settings"]["seed"],
+            progress=lambda done: bar.advance(task, done),
+        )
+    parameters = [name for name, _ in model.named_parameters()]
+    header = {
+        "method": run.call["method"]["name"],
+        "model": run.call["model"],
+        "recipe": repr(recipe),
+        "task": _task(model, data),
+        "settings": run.call["settings"],
+        "step": step,
+        "best": None,
+    }
+    for name, alpha in (("base", 0.0), ("finetuned", 1.0), ("final", found.chosen)):
+        state = interpolated(start, tuned, alpha, record["entries"], parameters)
+        weights = {f"model/{key}": t for key, t in state.items()}
+        save_checkpoint(run.checkpoint(name), weights, {**header, "alpha": alpha})
+    content = {**found.to_dict(), "split": record["select"], "entries": record["entries"]}
+    write_json(file, content)
+    draw_line(found, run.path / "line.svg", run.path.name)
+    findings.line(content)
+    return found.chosen
+
+
+def _task(model: nn.Module, data: Splits) -> dict[str, Any]:
+    from gambeson.core.types import Task
+
+    task = model.task if isinstance(getattr(model, "task", None), Task) else data.facts.task
+    return asdict(task)  # type: ignore[arg-type]
+
+
+def _evaluate(run: Run, data: Splits, where: Any, chosen: float) -> None:
+    """The three models on the test set, what of that is not there yet, and the table."""
+    from gambeson.app import build, findings, show
+
+    threat = build.recipe(run.call).threat
+    count = run.call["test_size"]
+    x, y = data.test.x[:count], data.test.y[:count]
+    rows = {}
+    for name in ("base", "finetuned", "final"):
+        model, _, _, step = build.load_model(run, name, where)
+        report = measure(model, x, y, run.call["attack"], threat, data.facts.class_names)
+        show.warn_of_failures(report)
+        described = {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"}
+        save_report(run, report, {**described, "selection": run.call["selection"]})
+        rows[name] = report
+    findings.finetuned(rows, chosen, selected_on_test=run.call["selection"]["split"] == "test")
+    print(f"wrote {run.path}", file=sys.stderr)
