@@ -22,15 +22,17 @@ pairs = importlib.import_module("benchmarks.pairs")
 report = importlib.import_module("benchmarks.report")
 reference = importlib.import_module("benchmarks.references.part_masks")
 part_masks = importlib.import_module("benchmarks.workloads.part_masks")
+mrc = importlib.import_module("benchmarks.workloads.mrc")
 
 Bound, Case, Check, Ratio = case.Bound, case.Case, case.Check, case.Ratio
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The workload with networks of width 4 and a tiny transformer, without real images; torch's threads come back."""
+    """The workloads with small networks, without real images; torch's threads come back."""
     build, transformer = part_masks.create, part_masks.VisionTransformer
     monkeypatch.setattr(part_masks, "create", lambda name, task, *, width, seed: build(name, task, width=4, seed=seed))
+    monkeypatch.setattr(mrc, "create", lambda name, task, *, width, seed: build("small-cnn", task, seed=seed))
     monkeypatch.setattr(
         part_masks, "VisionTransformer", lambda task, **_: transformer(task, patch=8, dim=16, depth=2, heads=2)
     )
@@ -140,6 +142,23 @@ def test_part_masks_gives_no_ratio_for_other_masks(small, tmp_path, capsys, monk
     assert all(one["samples"] is None and one["ratios"] is None for one in json.loads(file.read_text())["cases"])
 
 
+def test_mrc_reports_its_ratios(small, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    assert cli.main(["mrc", "--rounds", "1", "--batch-size", "4", "--json", str(file)]) == 0
+    (one,) = json.loads(file.read_text())["cases"]
+    assert "5 layers, 2 epochs instead of 10" in one["title"]
+    assert one["title"] in capsys.readouterr().out
+    assert all(check["passed"] for check in one["checks"])
+    names = {"layer by layer (reference)", "cached", "cached, contiguous", "wavefront", "paper's protocol", "forward"}
+    assert set(one["samples"]["cpu"]) == names
+
+
+def test_mrc_gives_no_ratio_for_other_values(small, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mrc, "RELEASE_RADIUS", 0.11)
+    assert cli.main(["mrc", "--rounds", "1", "--batch-size", "4"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
 def test_a_dead_map_keeps_the_low_budget_everywhere_in_the_reference():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(128, 2)).eval()
     with torch.no_grad():
@@ -151,8 +170,8 @@ def test_a_dead_map_keeps_the_low_budget_everywhere_in_the_reference():
 
 def test_the_list_and_what_is_refused(capsys):
     assert cli.main(["--list"]) == 0
-    assert capsys.readouterr().out.startswith("part-masks ")
-    for words, said in ((["nothing"], "there are part-masks"), (["--rounds", "0"], "--rounds must be at least 1")):
+    assert capsys.readouterr().out.startswith("mrc ")
+    for words, said in ((["nothing"], "there are mrc, part-masks"), (["--rounds", "0"], "--rounds must be at least 1")):
         with pytest.raises(SystemExit):
             cli.main(words)
         assert said in capsys.readouterr().err

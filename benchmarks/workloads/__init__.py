@@ -1,8 +1,9 @@
 """The workloads by name."""
 
 from benchmarks.case import Workload
-from benchmarks.workloads import part_masks
+from benchmarks.workloads import mrc, part_masks
 
 WORKLOADS: dict[str, Workload] = {
+    "mrc": Workload("module robust criticality of every layer, against the whole network in every pass", mrc.cases),
     "part-masks": Workload("PART's masks from class-activation maps, against one image at a time", part_masks.cases),
 }

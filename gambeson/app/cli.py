@@ -27,7 +27,7 @@ COMMANDS = {
 
 USAGE = """usage: gambeson COMMAND ...
 
-Train, attack and measure adversarially robust image classifiers.
+Train, fine-tune, attack and measure adversarially robust image classifiers.
 
 {commands}
 

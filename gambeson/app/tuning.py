@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 from dataclasses import asdict
@@ -153,6 +152,7 @@ def go_on(run: Run, data_dir: str | None = None, device: str = "auto", data: Spl
         RunError: The run that it started from has changed or is gone.
     """
     from gambeson.app import build, show
+    from gambeson.engine.checkpoint import sha256_of
     from gambeson.engine.interruption import Interrupted
 
     record = run.call["finetune"]
@@ -160,7 +160,7 @@ def go_on(run: Run, data_dir: str | None = None, device: str = "auto", data: Spl
     build.use_threads(run.call)
     where = build.device(device)
     model, task, name, step = build.load_model(base, record["base"]["checkpoint"], where)
-    if _digest(base, name) != record["base"]["sha256"]:
+    if sha256_of(base.checkpoint(name)) != record["base"]["sha256"]:
         raise RunError(f"{base.checkpoint(name)} is not the checkpoint that {run.path} started from any more")
     data = data or build.splits(run.call, data_dir)
     notes = _selection_notes(base, record)
@@ -202,6 +202,7 @@ def _check(options: RiftOptions) -> None:
 
 def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device: str) -> dict[str, Any]:
     from gambeson.app import build
+    from gambeson.engine.checkpoint import sha256_of
     from gambeson.finetuning.rift import needs_criticality
 
     name = build.existing_checkpoint(base, options.checkpoint)
@@ -223,18 +224,13 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
         "finetune": {
             "name": how,
             **told,
-            "base": {"run": str(base.path.resolve()), "checkpoint": name, "sha256": _digest(base, name)},
+            "base": {"run": str(base.path.resolve()), "checkpoint": name, "sha256": sha256_of(base.checkpoint(name))},
         },
     }
 
 
 def _comparable(call: dict[str, Any]) -> dict[str, Any]:
     return {key: call.get(key) for key in ("method", "data", "model", "settings", "finetune")}
-
-
-def _digest(run: Run, checkpoint: str) -> str:
-    file = run.checkpoint(checkpoint)
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _settings() -> set[str]:

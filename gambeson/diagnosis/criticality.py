@@ -540,6 +540,3 @@ def _digest(tensors: Any) -> str:
     for t in tensors:
         digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-criticality = measure_criticality

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -118,6 +119,22 @@ def read_header(path: Path) -> dict[str, Any]:
             return _header(file.metadata(), path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint: {error}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal, read in blocks.
+
+    Raises:
+        CheckpointError: There is no such file.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:

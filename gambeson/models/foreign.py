@@ -230,7 +230,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's about pickle protocols: an error says what matters
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or hostile file can fail anywhere
         text = str(error)
         asked = re.findall(r"GLOBAL ([\w.]+)", text)
@@ -242,10 +244,12 @@ def _read_torch(path: Path) -> Any:
                 f" c = torch.load({path.name!r}, weights_only=False, map_location='cpu'), then"
                 " torch.save(c['state_dict'], 'weights.pt'), or c.state_dict() if it is a whole model",
             ) from None
-        reason = f"{type(error).__name__}: {(text.splitlines() or [''])[0]}"
+        first = (text.partition("WeightsUnpickler error: ")[2] or text).strip().splitlines()
+        reason = f"{type(error).__name__}: {first[0] if first else ''}"
         raise CheckpointError(
             f"{path} is not a whole file of torch.save ({path.stat().st_size:,} bytes): {reason[:200]}",
-            hint="it was truncated, or is of another kind; safetensors files end in .safetensors",
+            hint="it was truncated, or is of another kind: a plain pickle, which is not read, or safetensors, which"
+            " ends in .safetensors",
         ) from None
 
 
@@ -287,6 +291,7 @@ def _fit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path)
     prefix = _prefix([name for name in weights if name not in dropped], names)
     taken: dict[str, Tensor] = {}
     old: dict[str, str] = {}
+    doubled: list[str] = []
     for name, tensor in weights.items():
         if name in dropped:
             continue
@@ -295,15 +300,16 @@ def _fit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: Path)
         if new not in own and (bare.startswith(_UNUSED) or name.rpartition(".")[2] == "n_averaged"):
             dropped[name] = tensor
             continue
-        if new in taken:  # two spellings of one layer: the second is unexpected
-            new = name
+        if new in taken:  # two spellings of one layer
+            doubled.append(f"{name} and {old[new]} are both {new}")
+            continue
         taken[new], old[new] = tensor, name
     for there, here in _last_layer(taken, own).items():
         taken[here], old[here] = taken.pop(there), old.pop(there)
     for name, tensor in own.items():
         if name not in taken and name.endswith("num_batches_tracked"):
             taken[name] = torch.zeros_like(tensor)
-    wrong = misfits(taken, own)
+    wrong = doubled + misfits(taken, own)
     typed = {name: taken[name].detach().to(t.dtype) for name, t in own.items() if name in taken}
     renamed = {before: after for after, before in old.items() if before != after and after in own}
     return Fitted(typed, renamed, dropped, mean, std), wrong
