@@ -85,8 +85,8 @@ def test_every_option_is_documented(schema: type) -> None:
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        ((), ("known: cam, regions",)),
-        (("--json",), ("known: cam, regions",)),
+        ((), ("known: cam, criticality, regions",)),
+        (("--json",), ("known: cam, criticality, regions",)),
         (("region",), ("cannot diagnose 'region'", "did you mean regions?")),
         (("cam",), ("diagnose cam needs one run directory, got 0",)),
         (("cam", "r", "--imges", "3"), ("unknown option --imges", "did you mean --images")),
