@@ -208,7 +208,7 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
     name = build.existing_checkpoint(base, options.checkpoint)
     kept = {"config", "weights", "run", "device", "data_dir", "threads", "attack", "test_size", "checkpoint"}
     told = {key: value for key, value in asdict(options).items() if key not in kept}
-    tested = base.call.get("selection", {}).get("split") == "test" or "test" in (
+    tested = _split_of(base) == "test" or "test" in (
         options.select,
         options.mrc_split if needs_criticality(options.module) else "",
     )
@@ -216,7 +216,7 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
         **{key: base.call[key] for key in ("method", "data", "model")},
         "ema": None,
         "settings": {**asdict(settings), "milestones": list(settings.milestones)},
-        "selection": {"split": "test" if tested else "val", "by": "val/clean_acc, then alpha"},
+        "selection": {"split": "test" if tested else _split_of(base) or "val", "by": "val/clean_acc, then alpha"},
         "threads": options.threads if options.threads is not None else base.call.get("threads"),
         "attack": options.attack,
         "test_size": options.test_size,
@@ -229,6 +229,12 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
     }
 
 
+def _split_of(base: Run) -> str | None:
+    """What the base run was selected on, where that is not the validation split."""
+    split = base.call.get("selection", {}).get("split")
+    return split if split in ("test", "unknown") else None
+
+
 def _comparable(call: dict[str, Any]) -> dict[str, Any]:
     return {key: call.get(key) for key in ("method", "data", "model", "settings", "finetune")}
 
@@ -239,7 +245,9 @@ def _settings() -> set[str]:
 
 def _selection_notes(base: Run, record: dict[str, Any]) -> list[str]:
     notes = []
-    if base.call.get("selection", {}).get("split") == "test":
+    if _split_of(base) == "unknown":
+        notes.append(f"it is not known what {base.path} was selected on: perhaps on the test set")
+    if _split_of(base) == "test":
         notes.append(f"{base.path} was selected on the test set: every number of this run is stamped so")
     if record["select"] == "test" or (record["mrc_split"] == "test" and _measured(record)):
         notes.append("this run selects on the test set, as the release; its numbers are stamped so")

@@ -225,15 +225,17 @@ def measure_criticality(
     depend on the layer is run once and its values are kept, from the first layer to the last, so that only one stage's
     values are alive. With `wavefront`, all layers are searched at once: their activations travel through the network as
     one batch, which saves launches on a GPU and needs no cache. `naive` runs the whole network in every pass. On the
-    CPU in float32, with batches of the same images (`shuffle=False`), all three give the same bits. The gradients of
-    the first step are the same network's for all layers, and come from one backward.
+    CPU in float32, with batches of the same images (`shuffle=False`), `cached` gives the bits of `naive`; `wavefront`
+    may differ by rounding, and steps of size 1 enlarge what differs. The gradients of the first step are the same
+    network's for all layers, and come from one backward.
 
     Args:
         model: Maps images in [0, 1] to logits; comes back as it was.
         x: Adversarial images `(N, C, H, W)`, float, on the model's device; see `adversarial_set`.
         y: Labels `(N,)`.
         protocol: How the worst weights are searched; the release's by default.
-        layers: Only these; all by default. Layers that the forward does not use are left out.
+        layers: Only these; all by default. Layers that the forward does not call are left out (the projection inside
+            torch's MultiheadAttention is used without being called).
         strategy: See above.
         argmin_only: Stop searching a layer once its loss exceeds the best finished one. The least critical layer is
             then exact, the others' MRC a lower bound. Needs `reduce="max"`; layers that look least critical to first
@@ -259,6 +261,8 @@ def measure_criticality(
             "the search can end early only where the maximum over epochs counts: the loss of the last weights may fall",
             hint="use the release protocol, or search all layers",
         )
+    if argmin_only and strategy == "wavefront":
+        raise InputError("a wavefront searches all layers to the end", hint="use the cached strategy for argmin_only")
     if not x.is_floating_point():
         raise InputError("criticality is measured on adversarial images in [0, 1]", hint="see adversarial_set")
     with batch_norm(model, "running"), frozen(model):
@@ -270,7 +274,7 @@ def measure_criticality(
         kept = _Store(store, problem, argmin_only)
         base = problem.evaluate(lambda index: model(x[index]))
         todo = [name for name in names if name not in kept.rows]
-        if strategy == "wavefront" and not argmin_only:
+        if strategy == "wavefront":
             from gambeson.diagnosis.wavefront import wavefront
 
             rows, reason = wavefront(problem, todo, base, progress)
@@ -371,7 +375,7 @@ class Ascent:
         v = self.weight - self.start
         size = v.norm()
         outside = size >= self.radius if self.protocol.on_violation == "stop" else size > self.radius
-        if bool(outside):
+        if bool(outside & (size > 0)):
             self.left = True
             self.weight = self.start + v * (self.radius / size)
 

@@ -26,11 +26,15 @@ def critical_layers(model: nn.Module, names: Sequence[str] | None = None) -> dic
         Layers by name.
 
     Raises:
-        InputError: A name that is no such layer, or a model without any.
+        InputError: A name that is no such layer, a model without any, or layers that share a weight.
     """
     known = {name: m for name, m in model.named_modules() if isinstance(m, Layer)}
     if not known:
         raise InputError("the model has no Conv2d and no Linear layer whose criticality could be measured")
+    tied = {id(m.weight): name for name, m in known.items()}
+    twins = [f"{name} and {tied[id(m.weight)]}" for name, m in known.items() if tied[id(m.weight)] != name]
+    if twins:
+        raise InputError(f"{', '.join(twins)} share a weight: neither has a criticality of its own")
     if names is None:
         return known
     unknown = [name for name in names if name not in known]
@@ -164,7 +168,7 @@ class Graph:
         """Which nodes hold one value per example, and along which dimension; which nodes no batch size changes."""
         seen: dict[fx.Node, list[Any]] = {}
         module = fx.GraphModule(self.model, self.graph)
-        batches = (images[:1], torch.cat([images[:1], images[:2]]))  # of 1 and of 3 images
+        batches = (images[:1], torch.cat([images[:1]] * 3))  # of 1 and of 3 images
 
         class Watch(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
@@ -183,7 +187,7 @@ class Graph:
                     self.batch_dim[node] = moving[0]
                 elif not moving:
                     self.fixed.add(node)
-            elif one == other:
+            elif (isinstance(one, torch.Size) or not isinstance(one, (tuple, list, dict))) and one == other:
                 self.fixed.add(node)
 
     def _without_input(self) -> set[fx.Node]:

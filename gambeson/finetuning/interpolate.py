@@ -36,17 +36,18 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         (0.0, 0.1, 0.2)
     """
     words = [word for word in text.strip().removeprefix("[").removesuffix("]").replace(" ", "").split(",") if word]
+    steps = words[0].split(":") if len(words) == 1 else []
     try:
-        if len(words) == 1 and words[0].count(":") == 2:
-            start, end, step = map(float, words[0].split(":"))
-            count = round((end - start) / step) if step > 0 else -1
-            if count < 1 or abs(start + count * step - end) > 1e-9:
-                raise InputError(f"the grid {text!r} does not go from {start:g} to {end:g} in steps of {step:g}")
-            alphas = [round(start + number * step, 12) for number in range(count + 1)]
-        else:
-            alphas = list(map(float, words))
+        numbers = [float(word) for word in (steps if len(steps) == 3 else words)]
     except ValueError:
         raise InputError(f"alphas are numbers, got {text!r}", hint="--alphas 0,0.1,0.2 or --alphas 0:1:0.1") from None
+    if len(steps) != 3:
+        return check_alphas(numbers)
+    start, end, step = numbers
+    count = round((end - start) / step) if step > 0 else 0
+    if count < 1 or abs(start + count * step - end) > 1e-9:
+        raise InputError(f"the grid {text!r} does not go from {start:g} to {end:g} in steps of {step:g}")
+    alphas = [round(start + number * step, 12) for number in range(count + 1)]
     return check_alphas(alphas)
 
 

@@ -42,7 +42,10 @@ def choose_layers(model: nn.Module, module: str, found: Criticality | None = Non
     if module == "last":
         return (list(critical_layers(model))[-1],)
     if not needs_criticality(module):
-        return tuple(critical_layers(model, [word.strip() for word in module.split(",") if word.strip()]))
+        names = [word.strip() for word in module.split(",") if word.strip()]
+        if not names:
+            raise InputError(f"{module!r} names no layer", hint="argmin, top-3, last, all, or names of layers")
+        return tuple(critical_layers(model, names))
     if found is None:
         raise InputError(f"the choice {module!r} needs the layers' criticality")
     match = TOP.fullmatch(module)
