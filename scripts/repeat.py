@@ -4,7 +4,9 @@
 
 A story is a YAML file with `seeds`, `threads`, `attack` (columns of the table), and `rows`: a label and the words after
 `gambeson train` each. Finished runs are not repeated, interrupted ones are resumed; the table is printed from what is
-there. With `pairs`, pairs of labels, a second table has the differences seed by seed.
+there. With `pairs`, pairs of labels, a second table has the differences seed by seed. A row may also be
+`{base: LABEL, finetune: WORDS}`: the words after `gambeson finetune`, on the row LABEL of the same seed. With `ood`,
+the words after `gambeson corruptions RUN`, the table has a column of the accuracy out of distribution.
 """
 
 from __future__ import annotations
@@ -39,11 +41,17 @@ def main() -> int:
     options = parser.parse_args()
     story = yaml.safe_load(options.story.read_text())
     rows = {label: words for label, words in story["rows"].items() if not options.only or label in options.only}
-    jobs = [(label, words, seed) for seed in story["seeds"] for label, words in rows.items()]
+    trained = [label for label, words in rows.items() if isinstance(words, str)]
+    first, second = (
+        [(label, rows[label], seed) for seed in story["seeds"] for label in labels]
+        for labels in (trained, [label for label in rows if label not in trained])
+    )
     options.runs.mkdir(parents=True, exist_ok=True)
     if not options.table:
         with ThreadPoolExecutor(options.jobs) as pool:
-            codes = list(pool.map(lambda job: run(options.runs, story, *job), jobs))
+            codes = [
+                code for jobs in (first, second) for code in pool.map(lambda job: run(options.runs, story, *job), jobs)
+            ]
         if any(codes):
             print(f"{sum(map(bool, codes))} of {len(codes)} commands failed; see {options.runs}/*.log", file=sys.stderr)
     print(table(options.runs, story, rows))
@@ -58,16 +66,28 @@ def folder(runs: Path, label: str, seed: int) -> Path:
     return runs / f"{label.replace(' ', '-').replace('/', '_')}-seed{seed}"
 
 
-def run(runs: Path, story: dict[str, Any], label: str, words: str, seed: int) -> int:
-    """Train, or resume, or do nothing where the run is complete; returns the exit code."""
+def run(runs: Path, story: dict[str, Any], label: str, words: str | dict[str, str], seed: int) -> int:
+    """Train or fine-tune, resume, or do nothing where the run is complete; then the corruptions; the exit code."""
     path = folder(runs, label, seed)
-    if results(path):
-        return 0
-    command = [sys.executable, "-m", "gambeson"]
-    if (path / "run.json").exists():
-        command += ["resume", str(path)]
-    else:
-        command += ["train", *words.split(), "--seed", str(seed), "--attack", story["attack"], "--run", str(path)]
+    if not results(path):
+        common = ["--seed", str(seed), "--attack", story["attack"], "--run", str(path)]
+        if (path / "run.json").exists():
+            command = ["resume", str(path)]
+        elif isinstance(words, str):
+            command = ["train", *words.split(), *common]
+        else:
+            how, *rest = words["finetune"].split()
+            command = ["finetune", how, str(folder(runs, words["base"], seed)), *rest, *common]
+        if code := call(path, story, command):
+            return code
+    if story.get("ood") and out_of_distribution(path) is None:
+        return call(path, story, ["corruptions", str(path), "--checkpoint", "final", *story["ood"].split()])
+    return 0
+
+
+def call(path: Path, story: dict[str, Any], words: list[str]) -> int:
+    """Run a command, its output in the log beside the run; the exit code."""
+    command = [sys.executable, "-m", "gambeson", *words]
     with open(f"{path}.log", "a") as log:
         print("$", *command[2:], file=log, flush=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(story.get("threads", 1)), **GLIBC}
@@ -80,9 +100,28 @@ def results(path: Path) -> dict[str, Any] | None:
     return json.loads(files[-1].read_text()) if files else None
 
 
+def out_of_distribution(path: Path) -> float | None:
+    """The accuracy under corruptions, or None."""
+    files = sorted(path.glob("diagnosis/corruptions-final-*.json"))
+    return json.loads(files[-1].read_text())["ood"]["value"] if files else None
+
+
+def value(path: Path, column: str) -> float:
+    """A column of a finished run, in percent; NaN where it was not measured."""
+    if column != "ood":
+        return 100 * results(path)["accuracy"][column]["value"]  # type: ignore[index]
+    found = out_of_distribution(path)
+    return float("nan") if found is None else 100 * found
+
+
+def columns(story: dict[str, Any]) -> list[str]:
+    """The columns of accuracies."""
+    return [*story["attack"].split(","), *(["ood"] if story.get("ood") else [])]
+
+
 def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
     """The Markdown table."""
-    attacks = story["attack"].split(",")
+    attacks = columns(story)
     lines = [
         f"| row | seeds | {' | '.join(attacks)} | collapsed | seconds |",
         f"|---|---|{'---|' * len(attacks)}---|---|",
@@ -94,12 +133,14 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
             continue
         cells = []
         for attack in attacks:
-            values = [100 * record["accuracy"][attack]["value"] for _, record in done]
+            values = [value(folder(runs, label, seed), attack) for seed, _ in done]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})")
         events, watched, seconds = 0, 0, []
         for seed, _ in done:
-            metrics = (folder(runs, label, seed) / "metrics.jsonl").read_text().splitlines()
+            path = folder(runs, label, seed)
+            inner = path / "finetune"  # a fine-tuned run trained there
+            metrics = ((inner if inner.is_dir() else path) / "metrics.jsonl").read_text().splitlines()
             rows_logged = [json.loads(line) for line in metrics]
             looks = [row for row in rows_logged if "probe/pgd10_acc" in row]
             if looks:
@@ -120,16 +161,16 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
 
 def differences(runs: Path, story: dict[str, Any]) -> str:
     """The Markdown table of mean differences in points, with Student's 95 % interval over the seeds of both rows."""
-    attacks = story["attack"].split(",")
+    attacks = columns(story)
     lines = [f"| difference | seeds | {' | '.join(attacks)} |", f"|---|---|{'---|' * len(attacks)}"]
     for a, b in story["pairs"]:
-        both = [(results(folder(runs, a, seed)), results(folder(runs, b, seed))) for seed in story["seeds"]]
-        done = [(one, other) for one, other in both if one and other]
+        both = [(folder(runs, a, seed), folder(runs, b, seed)) for seed in story["seeds"]]
+        done = [pair for pair in both if all(results(path) for path in pair)]
         if not done:
             continue
         cells = []
         for attack in attacks:
-            sides = [[100 * record["accuracy"][attack]["value"] for record in side] for side in zip(*done, strict=True)]
+            sides = [[value(path, attack) for path in side] for side in zip(*done, strict=True)]
             found = difference(*sides)
             interval = "" if found.low is None else f" ({found.low:+.1f} to {found.high:+.1f})"
             cells.append(f"{found.mean:+.1f}{interval}")

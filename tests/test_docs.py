@@ -10,6 +10,7 @@ import yaml
 from gambeson.app.parsing import peek, split_words
 from gambeson.app.recipes import find_recipe
 from gambeson.app.training import train_flags, train_parser
+from gambeson.app.tuning import finetune_parser
 from gambeson.methods import method
 
 ROOT = Path(__file__).parents[1]
@@ -53,9 +54,14 @@ def test_a_command_of_the_readme_is_understood(command):
 
 @pytest.mark.parametrize(("story", "label", "words"), STORIES, ids=[f"{s}-{label}" for s, label, _ in STORIES])
 def test_a_row_of_a_story_is_understood(story, label, words):
+    if isinstance(words, dict):  # a row that fine-tunes another one
+        how, *rest = words["finetune"].split()
+        assert finetune_parser(how).parse(rest)["epochs"] == 10
+        assert any(other == words["base"] and isinstance(line, str) for _, other, line in STORIES)
+        return
     values = understood(words.split())
     assert 0 < values["eps"] <= 1
-    assert values["val_fraction"] in (0, 0.05)
+    assert values["val_fraction"] in (0, 0.05, 0.2)
 
 
 def test_the_first_two_commands_are_the_issue_trackers_promise():

@@ -71,3 +71,34 @@ def test_what_is_missing_is_run_and_what_was_interrupted_is_resumed(state, tmp_p
     }
     assert calls == ([] if state == "done" else [(expected[state], "2")])
     assert code == (0 if state == "done" else 3)
+
+
+def test_a_fine_tuned_row_starts_from_its_base_and_corruptions_follow(tmp_path, monkeypatch):
+    calls = []
+
+    def pretend(path, story, words):
+        calls.append(words)
+        return 0
+
+    monkeypatch.setattr(repeat, "call", pretend)
+    story = {"attack": "clean", "ood": "--set rift18"}
+    code = repeat.run(tmp_path, story, "b", {"base": "a", "finetune": "rift --bn frozen"}, 1)
+    own, base = str(repeat.folder(tmp_path, "b", 1)), str(repeat.folder(tmp_path, "a", 1))
+    assert code == 0
+    assert calls == [
+        ["finetune", "rift", base, "--bn", "frozen", "--seed", "1", "--attack", "clean", "--run", own],
+        ["corruptions", own, "--checkpoint", "final", "--set", "rift18"],
+    ]
+
+
+def test_the_table_has_a_column_out_of_distribution(tmp_path):
+    story = {"seeds": [0, 1], "attack": "clean,pgd-40", "ood": "--set rift18", "pairs": [["b", "a"]]}
+    for label, seed, ood in (("a", 0, 0.5), ("a", 1, 0.6), ("b", 0, 0.7), ("b", 1, 0.8)):
+        finished(tmp_path, label, seed, 0.9, 0.4)
+        folder = repeat.folder(tmp_path, label, seed) / "diagnosis"
+        folder.mkdir()
+        (folder / "corruptions-final-rift18.json").write_text(json.dumps({"ood": {"value": ood}}))
+    table = repeat.table(tmp_path, story, {"a": "", "b": ""}).splitlines()
+    assert table[0] == "| row | seeds | clean | pgd-40 | ood | collapsed | seconds |"
+    assert "| 55.0 ± 7.1 (50.0 to 60.0) |" in table[2]
+    assert repeat.differences(tmp_path, story).splitlines()[2].endswith("| +20.0 (+20.0 to +20.0) |")
