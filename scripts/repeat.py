@@ -106,12 +106,16 @@ def out_of_distribution(path: Path) -> float | None:
     return json.loads(files[-1].read_text())["ood"]["value"] if files else None
 
 
+def complete(path: Path, story: dict[str, Any]) -> bool:
+    """Whether every column of the story was measured."""
+    return results(path) is not None and (not story.get("ood") or out_of_distribution(path) is not None)
+
+
 def value(path: Path, column: str) -> float:
-    """A column of a finished run, in percent; NaN where it was not measured."""
-    if column != "ood":
-        return 100 * results(path)["accuracy"][column]["value"]  # type: ignore[index]
-    found = out_of_distribution(path)
-    return float("nan") if found is None else 100 * found
+    """A column of a complete run, in percent."""
+    if column == "ood":
+        return 100 * out_of_distribution(path)  # type: ignore[operator]
+    return 100 * results(path)["accuracy"][column]["value"]  # type: ignore[index]
 
 
 def columns(story: dict[str, Any]) -> list[str]:
@@ -127,17 +131,16 @@ def table(runs: Path, story: dict[str, Any], rows: dict[str, str]) -> str:
         f"|---|---|{'---|' * len(attacks)}---|---|",
     ]
     for label in rows:
-        found = [(seed, results(folder(runs, label, seed))) for seed in story["seeds"]]
-        done = [(seed, record) for seed, record in found if record]
+        done = [seed for seed in story["seeds"] if complete(folder(runs, label, seed), story)]
         if not done:
             continue
         cells = []
         for attack in attacks:
-            values = [value(folder(runs, label, seed), attack) for seed, _ in done]
+            values = [value(folder(runs, label, seed), attack) for seed in done]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread} ({min(values):.1f} to {max(values):.1f})")
         events, watched, seconds = 0, 0, []
-        for seed, _ in done:
+        for seed in done:
             path = folder(runs, label, seed)
             inner = path / "finetune"  # a fine-tuned run trained there
             metrics = ((inner if inner.is_dir() else path) / "metrics.jsonl").read_text().splitlines()
@@ -165,7 +168,7 @@ def differences(runs: Path, story: dict[str, Any]) -> str:
     lines = [f"| difference | seeds | {' | '.join(attacks)} |", f"|---|---|{'---|' * len(attacks)}"]
     for a, b in story["pairs"]:
         both = [(folder(runs, a, seed), folder(runs, b, seed)) for seed in story["seeds"]]
-        done = [pair for pair in both if all(results(path) for path in pair)]
+        done = [pair for pair in both if all(complete(path, story) for path in pair)]
         if not done:
             continue
         cells = []

@@ -98,7 +98,9 @@ def test_the_table_has_a_column_out_of_distribution(tmp_path):
         folder = repeat.folder(tmp_path, label, seed) / "diagnosis"
         folder.mkdir()
         (folder / "corruptions-final-rift18.json").write_text(json.dumps({"ood": {"value": ood}}))
-    table = repeat.table(tmp_path, story, {"a": "", "b": ""}).splitlines()
+    finished(tmp_path, "c", 0, 0.9, 0.4)  # its corruptions are still to come
+    table = repeat.table(tmp_path, story, {"a": "", "b": "", "c": ""}).splitlines()
+    assert len(table) == 4
     assert table[0] == "| row | seeds | clean | pgd-40 | ood | collapsed | seconds |"
     assert "| 55.0 ± 7.1 (50.0 to 60.0) |" in table[2]
     assert repeat.differences(tmp_path, story).splitlines()[2].endswith("| +20.0 (+20.0 to +20.0) |")
