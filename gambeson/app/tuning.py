@@ -385,8 +385,8 @@ def _interpolate(
         weights = {f"model/{key}": t for key, t in state.items()}
         save_checkpoint(run.checkpoint(name), weights, {**header, "alpha": alpha})
     content = {**found.to_dict(), "split": record["select"], "entries": record["entries"]}
-    write_json(file, content)
     draw_line(found, run.path / "line.svg", run.path.name)
+    write_json(file, content)
     findings.line(content)
     return found.chosen
 

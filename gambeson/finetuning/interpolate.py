@@ -41,7 +41,7 @@ def parse_alphas(text: str) -> tuple[float, ...]:
         numbers = [float(word) for word in (steps if len(steps) == 3 else words)]
     except ValueError:
         raise InputError(f"alphas are numbers, got {text!r}", hint="--alphas 0,0.1,0.2 or --alphas 0:1:0.1") from None
-    if len(steps) != 3:
+    if len(steps) != 3 or not all(abs(number) < float("inf") for number in numbers):
         return check_alphas(numbers)
     start, end, step = numbers
     count = round((end - start) / step) if step > 0 else 0
@@ -190,7 +190,7 @@ def choose_alpha(points: Sequence[Point], tolerance: float = 0.001) -> float:
     Raises:
         InputError: No point at 0, or a negative tolerance.
     """
-    if tolerance < 0:
+    if not tolerance >= 0:
         raise InputError(f"the tolerance must be at least 0, got {tolerance}")
     start = next((point for point in points if point.alpha == 0), None)
     if start is None:

@@ -22,7 +22,7 @@ from gambeson.engine.interruption import Interrupted
 from gambeson.engine.run import Run
 from gambeson.engine.sentinel import Probe, Sentinel
 from gambeson.engine.settings import Settings
-from gambeson.engine.trainer import Trainer
+from gambeson.engine.trainer import Selection, Trainer
 from gambeson.evaluation.statistics import wilson
 from gambeson.methods import Recipe, free_at, n_lap, pgd_at, rs_fgsm, standard
 from gambeson.parts import EMA
@@ -39,7 +39,14 @@ SETTINGS = Settings(epochs=2, batch_size=5, lr=0.1, log_every=2, checkpoint_ever
 def make(tiny_net: Net, tiny_examples: Data, tiny_task: Task, tmp_path: Path) -> Make:
     """Builds a trainer and its run; a second call with the same name opens the run of the first."""
 
-    def build(recipe: Recipe | None = None, name: str = "run", seed: int = 0, val: int = 6, **changes: Any) -> Any:
+    def build(
+        recipe: Recipe | None = None,
+        name: str = "run",
+        seed: int = 0,
+        val: int = 6,
+        select: Selection = "val/pgd10_acc",
+        **changes: Any,
+    ) -> Any:
         trainer = Trainer(
             tiny_net(seed),
             recipe or pgd_at(eps=0.1, steps=2),
@@ -49,6 +56,7 @@ def make(tiny_net: Net, tiny_examples: Data, tiny_task: Task, tmp_path: Path) ->
             replace(SETTINGS, **changes),
             pad=1,
             description={"method": "test"},
+            select=select,
         )
         path = tmp_path / name
         return trainer, Run.open(path) if path.exists() else Run.create(path, {})
@@ -132,6 +140,94 @@ def test_best_is_selected_by_robust_accuracy_on_val(make: Make, monkeypatch: pyt
     assert trainer.best == {"val/clean_acc": 0.1, "val/pgd10_acc": 0.5, "step": 10}
     assert load_checkpoint(run.checkpoint("best"))[1]["step"] == 10
     assert all(torch.equal(x, trainer.val.x) for x in judged)
+
+
+def test_best_may_be_selected_by_clean_accuracy_and_then_nothing_is_attacked(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, run = make(standard(eps=0.01), select="val/clean_acc", epochs=5)
+    accuracies = iter([3, 9, 9, 10, 4])  # of ten; with robust accuracy these would be no order
+
+    def evaluate(model: nn.Module, x: Tensor, y: Tensor, attacks: Any, *rest: Any, **settings: Any) -> Any:
+        assert attacks == []
+        count = next(accuracies)
+
+        class Fake:
+            def accuracy(self, name: str) -> Any:
+                assert name == "clean"
+                return wilson(count, 10)
+
+        return Fake()
+
+    monkeypatch.setattr("gambeson.engine.trainer.evaluate", evaluate)
+    trainer.fit(run)
+    assert trainer.best == {"val/clean_acc": 1.0, "step": 20}
+    assert load_checkpoint(run.checkpoint("best"))[1]["step"] == 20
+
+
+def test_selection_by_clean_accuracy_never_attacks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gambeson.attacks.pgd.PGD.__call__", lambda *_: pytest.fail("attacked"))
+    trainer, run = make(standard(eps=0.01), select="val/clean_acc")
+    trainer.fit(run)
+    rows = [row for row in run.rows() if "val/clean_acc" in row]
+    assert len(rows) == 2
+    assert all(set(row) == {"step", "epoch", "seconds", "val/clean_acc"} for row in rows)
+
+
+def test_of_equally_good_epochs_the_first_is_kept(make: Make) -> None:
+    trainer, run = make(standard(eps=0.01), select="val/clean_acc", lr=0.0, schedule="constant", epochs=3)
+    trainer.recipe = replace(trainer.recipe, bn="frozen")  # nothing at all moves
+    trainer.fit(run)
+    assert trainer.best is not None
+    assert trainer.best["step"] == 5
+
+
+def test_an_unknown_selection_is_refused(make: Make) -> None:
+    with pytest.raises(InputError, match="unknown selection 'val/acc'") as error:
+        make(select="val/acc")
+    assert error.value.hint == "known: val/pgd10_acc, val/clean_acc"
+
+
+def test_only_the_trainable_parameters_move(make: Make, snapshot: Snapshot) -> None:
+    trainer, run = make(replace(pgd_at(eps=0.1, steps=1), trainable=("4.bias", "1.weight")))
+    before = snapshot(trainer.model)
+    trainer.fit(run)
+    changed = {name for name, t in trainer.model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {"4.bias", "1.weight", "1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert all(p.grad is None for name, p in trainer.model.named_parameters() if name not in changed)
+
+
+def test_what_is_not_trained_has_no_optimizer_state(make: Make) -> None:
+    trainer, run = make(replace(standard(eps=0.01), trainable=("4.bias",)))
+    assert [id(p) for g in trainer.optimizer.param_groups for p in g["params"]] == [id(trainer.model[4].bias)]
+    trainer.fit(run)
+    kept = section(load_checkpoint(run.checkpoint("last"))[0], "optimizer")
+    assert kept
+    assert all(name.startswith("4.bias") for name in kept)
+
+
+def test_frozen_statistics_normalise_and_stay(make: Make, snapshot: Snapshot) -> None:
+    trainer, run = make(replace(standard(eps=0.01), bn="frozen"), epochs=1, log_every=1)
+    trainer.model[1].running_mean += 0.3
+    before = snapshot(trainer.model)
+    with torch.no_grad():
+        batch = trainer.loader.batch(0)
+        wanted = nn.functional.cross_entropy(trainer.model.eval()(batch.x), batch.y)
+        other = nn.functional.cross_entropy(trainer.model.train()(batch.x), batch.y)
+    trainer.model.load_state_dict(before)
+    trainer.fit(run)
+    first = next(row for row in run.rows() if "train/loss" in row)
+    assert first["train/loss"] == pytest.approx(float(wanted), rel=1e-5)
+    assert first["train/loss"] != pytest.approx(float(other), rel=1e-3)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        assert torch.equal(trainer.model.state_dict()[f"1.{name}"], before[f"1.{name}"])
+    assert not torch.equal(trainer.model[1].weight, before["1.weight"])
+
+
+def test_a_parameter_that_the_model_lacks_is_named(make: Make) -> None:
+    with pytest.raises(InputError, match=r"no parameter '0\.wieght', '9\.x'") as error:
+        make(replace(standard(), trainable=("0.wieght", "4.bias", "9.x")))
+    assert "did you mean 0.weight" in str(error.value.hint)
 
 
 def test_the_trainer_is_given_no_test_set() -> None:
@@ -344,6 +440,8 @@ def test_training_in_another_thread_leaves_the_signals_alone(make: Make) -> None
         (n_lap(eps=0.1, beta=0.1), {"probe_every": 2, "on_overfitting": "rollback", "schedule": "piecewise"}),
         (free_at(eps=0.1, replays=2), {"log_every": 3}),
         (replace(standard(), parts=(EMA(0.9),)), {"flip": True, "fill": "reflect"}),
+        (replace(standard(), trainable=("0.weight",)), {"select": "val/clean_acc"}),
+        (replace(pgd_at(eps=0.1, steps=2), trainable=("4.bias", "1.weight"), bn="frozen"), {}),
     ],
 )
 @pytest.mark.parametrize("stop", [1, 4])
@@ -398,6 +496,7 @@ def test_a_rollback_before_the_crash_is_repeated_by_the_resumed_run(make: Make, 
         ({"lr": 0.3}, ["settings.lr is 0.1 there, 0.3 here"]),
         ({"seed": 5}, ["settings.seed is 0 there, 5 here"]),
         ({"recipe": pgd_at(eps=0.1, steps=3)}, ["recipe", "steps=2", "steps=3"]),
+        ({"recipe": replace(pgd_at(eps=0.1, steps=2), trainable=("0.weight",))}, ["trainable=('0.weight',)"]),
     ],
 )
 def test_another_training_is_refused_and_named(changes: dict[str, Any], named: list[str], make: Make) -> None:

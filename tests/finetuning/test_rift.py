@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,7 +15,9 @@ from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
 from gambeson.engine.trainer import Trainer
 from gambeson.finetuning import choose_layers, rift_recipe
+from gambeson.finetuning.rift import needs_criticality
 from gambeson.models import create
+from gambeson.parts import CrossEntropy
 
 TASK = Task(num_classes=3, channels=1, size=8, mean=(0.5,), std=(0.25,))
 THREAT = Linf(0.1)
@@ -57,6 +61,24 @@ def test_choices_that_are_none(module, words):
         choose_layers(model, module, measured(1, 2, 3, 4, 5))
 
 
+def test_pruned_layers_are_never_the_least_critical():
+    """Of them only a lower bound is known."""
+    found = measured(0.5, 0.1, 0.4, 0.9, 0.2)
+    rows = tuple(replace(row, pruned=row.layer == "layer2.conv") for row in found.layers)
+    model = create("small-cnn", TASK, seed=0)
+    assert choose_layers(model, "argmin", replace(found, layers=rows)) == ("linear",)
+    assert choose_layers(model, "top-5", replace(found, layers=rows))[-1] == "layer2.conv"
+
+
+@pytest.mark.parametrize(
+    ("module", "needed"),
+    [("argmin", True), ("top-1", True), ("top-12", True), ("last", False), ("all", False), ("top-0", False)],
+)
+def test_what_has_to_be_measured(module, needed):
+    assert needs_criticality(module) == needed
+    assert not needs_criticality(f"{module},linear")
+
+
 def test_criticality_is_needed_for_the_least_critical():
     with pytest.raises(InputError, match="needs the layers' criticality"):
         choose_layers(create("small-cnn", TASK, seed=0), "argmin")
@@ -68,6 +90,31 @@ def test_criticality_is_needed_for_the_least_critical():
 )
 def test_a_convolution_gives_its_weight_and_a_linear_layer_its_bias_too(layers, wanted):
     assert rift_recipe(create("small-cnn", TASK, seed=0), layers, THREAT).trainable == wanted
+
+
+@pytest.mark.parametrize("layers", [(), ("linear",)])
+@pytest.mark.parametrize("bn", ["update", "frozen"])
+def test_it_is_cross_entropy_on_clean_images(layers, bn):
+    recipe = rift_recipe(create("small-cnn", TASK, seed=0), layers, THREAT, bn)
+    assert (recipe.objective, recipe.attack, recipe.threat, recipe.bn) == (CrossEntropy("clean"), None, THREAT, bn)
+
+
+def test_several_layers_give_their_parameters_in_the_order_of_the_model():
+    model = create("small-cnn", TASK, seed=0)
+    found = rift_recipe(model, ("linear", "layer1.conv"), THREAT)
+    assert found.trainable == ("layer1.conv.weight", "linear.weight", "linear.bias")
+    with pytest.raises(InputError, match="did you mean linear"):
+        rift_recipe(model, ("liner",), THREAT)
+
+
+def test_all_changes_every_parameter(tiny_examples, snapshot, tmp_path):
+    model = create("small-cnn", TASK, seed=0)
+    before = snapshot(model)
+    settings = Settings(epochs=1, batch_size=8, lr=0.01, schedule="constant")
+    recipe = rift_recipe(model, choose_layers(model, "all"), THREAT, "frozen")
+    Trainer(model, recipe, tiny_examples(24), tiny_examples(6), TASK, settings).fit(Run.create(tmp_path / "run", {}))
+    changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    assert changed == {name for name, _ in model.named_parameters()}
 
 
 @pytest.mark.parametrize("bn", ["update", "frozen"])

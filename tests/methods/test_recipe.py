@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +52,8 @@ WP = WeightPerturbation(size=Relative(0.1))
             "plain one-step attack",
         ),
         ({"attack": PGD(), "replays": 0}, "replays must be at least 1, got 0"),
+        ({"trainable": ()}, "trains nothing"),
+        ({"bn": "batch"}, "unknown BatchNorm mode of training 'batch'"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, object], message: str) -> None:
@@ -76,6 +79,29 @@ def test_a_recipe_is_a_frozen_value() -> None:
         standard().replays = 2  # type: ignore[misc]
     assert replace(pgd_at(), replays=1) == pgd_at()
     assert eval(repr(trades_awp()), _names()) == trades_awp()  # what a checkpoint compares
+
+
+def test_a_recipe_reads_as_in_older_checkpoints() -> None:
+    """Written out: a checkpoint of an earlier version is compared with it, and could not be resumed otherwise."""
+    assert repr(standard(eps=0.1)) == (
+        "Recipe(threat=Linf(eps=0.1), objective=CrossEntropy(view='clean'), attack=None, weight_perturbation=None,"
+        " inner='inputs-first', penalty=None, parts=(), replays=1)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "end"),
+    [
+        ({"trainable": ("0.weight",)}, ", replays=1, trainable=('0.weight',))"),
+        ({"bn": "frozen"}, ", replays=1, bn='frozen')"),
+        ({"trainable": ("a", "b"), "bn": "frozen"}, ", replays=1, trainable=('a', 'b'), bn='frozen')"),
+        ({"trainable": None, "bn": "update"}, ", replays=1)"),
+    ],
+)
+def test_fields_of_fine_tuning_are_shown_where_they_are_used(changes: dict[str, Any], end: str) -> None:
+    recipe = replace(standard(), **changes)
+    assert repr(recipe).endswith(end)
+    assert eval(repr(recipe), _names()) == recipe
 
 
 def _names() -> dict[str, object]:
