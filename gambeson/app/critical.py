@@ -32,6 +32,7 @@ def criticality(args: list[str]) -> int:
     from gambeson.engine.run import versions, write_json
 
     protocol_of(options.protocol)
+    require_known("strategy", options.strategy, ("cached", "wavefront", "naive"))
     if options.out:
         require_picture(Path(options.out))
     run = build.open_run(path)

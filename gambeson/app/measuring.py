@@ -123,6 +123,14 @@ def save_report(run: Run, report: Report, described: dict[str, Any]) -> dict[str
     return record
 
 
+def stored_record(run: Run, wanted: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The newest evaluation of a run whose record says all that is `wanted`, by name; None where there is none."""
+    for name, record in reversed(run.evaluations().items()):
+        if all(record.get(key) == value for key, value in wanted.items()):
+            return name, record
+    return None
+
+
 def check_attacks(attacks: str, size: int | None) -> None:
     """Refuse unknown attacks and an empty test set before any work.
 

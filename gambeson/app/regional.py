@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app import presets
-from gambeson.app.measuring import attack_names, check_attacks, measure, save_report
+from gambeson.app.measuring import attack_names, check_attacks, measure, save_report, stored_record
 from gambeson.app.options import RegionsOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
 from gambeson.app.regional_plan import Budgets, Planned, budgets_of, parse_seeds, plan, require_same
@@ -127,10 +127,9 @@ def _finish(
     }
     wanted = {**described, "attacks": names, "norm": "Linf", "eps": threat.eps, "n": len(y)}
     wanted |= {"batch_size": 256, "seed": 0}
-    for record in reversed(run.evaluations().values()):
-        if all(record.get(key) == value for key, value in wanted.items()):
-            show.err.print(f"{label}: measured before", soft_wrap=True)
-            return record
+    if found := stored_record(run, wanted):
+        show.err.print(f"{label}: measured before", soft_wrap=True)
+        return found[1]
     model = build.load_model(run, "final", where)[0]
     report = measure(model, x, y, ",".join(names), threat, data.facts.class_names, quiet=quiet)
     show.warn_of_failures(report)

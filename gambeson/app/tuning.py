@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.critical import choose_split, protocol_of, search
 from gambeson.app.importing import import_weights
-from gambeson.app.measuring import check_attacks, measure, save_report
+from gambeson.app.measuring import attack_names, check_attacks, measure, save_report, stored_record
 from gambeson.app.options import ImportOptions, RiftOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
@@ -99,7 +99,9 @@ def _start(how: str, args: list[str]) -> int:
 
     if options.weights:
         given = {key: values[key] for key in ImportOptions.__dataclass_fields__ if key not in ("run", "data_dir")}
-        base = import_weights(Path(options.weights), ImportOptions(**given, data_dir=options.data_dir))
+        base = _imported(Path(options.weights), options.run) or import_weights(
+            Path(options.weights), ImportOptions(**given, data_dir=options.data_dir)
+        )
         print(f"imported {options.weights}: {base.path}", file=sys.stderr)
     else:
         base = build.open_run(Path(words[0]))
@@ -121,15 +123,38 @@ def _start(how: str, args: list[str]) -> int:
     return go_on(run, options.data_dir, str(where), data)
 
 
-def _require_possible(call: dict[str, Any], base: Run, options: RiftOptions, where: Any) -> Splits:
-    """The data; layers that the model does not have and splits that are empty are refused before a run is made."""
+def _imported(file: Path, folder: str | None) -> Run | None:
+    """The run that these weights were imported into when the run at `folder` was begun, if there is one."""
     from gambeson.app import build
-    from gambeson.finetuning import choose_layers
-    from gambeson.finetuning.rift import needs_criticality
+    from gambeson.engine.checkpoint import sha256_of
 
-    if not needs_criticality(options.module):
-        choose_layers(build.load_model(base, options.checkpoint, where)[0], options.module)
+    if folder is None or not Path(folder).exists():
+        return None
+    record = build.open_run(Path(folder)).call.get("finetune")
+    base = build.open_run(Path(record["base"]["run"])) if record else None
+    known = base is not None and base.call.get("imported", {}).get("sha256") == sha256_of(file)
+    return base if known else None
+
+
+def _require_possible(call: dict[str, Any], base: Run, options: RiftOptions, where: Any) -> Splits:
+    """The data; whatever the model or the data cannot give is refused before a run is made."""
+    from gambeson.app import build
+    from gambeson.diagnosis.suffix import critical_layers
+    from gambeson.finetuning import choose_layers
+    from gambeson.finetuning.rift import needs_criticality, require_count
+
+    build.use_threads(call)
+    model = build.load_model(base, options.checkpoint, where)[0]
+    if needs_criticality(options.module):
+        require_count(options.module, len(critical_layers(model)))
+    else:
+        choose_layers(model, options.module)
     data = build.splits(call, options.data_dir)
+    if call["settings"]["batch_size"] > len(data.train):
+        raise InputError(
+            f"the batch size must be between 1 and the {len(data.train)} training images,"
+            f" got {call['settings']['batch_size']}"
+        )
     choose_split(data, options.select, options.select_size)
     if needs_criticality(options.module):
         choose_split(data, options.mrc_split, options.mrc_size)
@@ -182,9 +207,11 @@ def go_on(run: Run, data_dir: str | None = None, device: str = "auto", data: Spl
 
 def _check(options: RiftOptions) -> None:
     """Refuse what can be refused before any file is read."""
+    from gambeson.attacks.pgd import PGD
     from gambeson.finetuning import parse_alphas
 
     protocol_of(options.protocol)
+    PGD(rel_step_size=options.rel_step_size)
     for what, value, known in (
         ("selection split", options.select, ("val", "test")),
         ("split", options.mrc_split, ("val", "test", "train")),
@@ -401,17 +428,25 @@ def _task(model: nn.Module, data: Splits) -> dict[str, Any]:
 def _evaluate(run: Run, data: Splits, where: Any, chosen: float) -> None:
     """The three models on the test set, what of that is not there yet, and the table."""
     from gambeson.app import build, findings, show
+    from gambeson.engine.checkpoint import sha256_of
+    from gambeson.evaluation import Report
 
     threat = build.recipe(run.call).threat
     count = run.call["test_size"]
     x, y = data.test.x[:count], data.test.y[:count]
     rows = {}
     for name in ("base", "finetuned", "final"):
+        described = {"checkpoint": name, "data": run.call["data"]["name"], "split": "test"}
+        described["sha256"] = sha256_of(run.checkpoint(name))
+        names = list(dict.fromkeys(["clean", *attack_names(run.call["attack"])]))
+        stored = stored_record(run, {**described, "attacks": names, "n": len(y)})
+        if stored:
+            rows[name] = Report.from_record(stored[1], run.outcomes(stored[0]), data.facts.class_names)
+            continue
         model, _, _, step = build.load_model(run, name, where)
         report = measure(model, x, y, run.call["attack"], threat, data.facts.class_names)
         show.warn_of_failures(report)
-        described = {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"}
-        save_report(run, report, {**described, "selection": run.call["selection"]})
+        save_report(run, report, {**described, "step": step, "selection": run.call["selection"]})
         rows[name] = report
     findings.finetuned(rows, chosen, selected_on_test=run.call["selection"]["split"] == "test")
     print(f"wrote {run.path}", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,19 @@ class Report:
     y: Tensor
     class_names: tuple[str, ...]
     settings: dict[str, Any]
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], arrays: Mapping[str, Any], class_names: Sequence[str]) -> Report:
+        """The report that was kept as a record and arrays.
+
+        Args:
+            record: What `to_dict` gave.
+            arrays: `y`, and the outcomes by attack.
+            class_names: One per class.
+        """
+        settings = {key: record[key] for key in ("attacks", "norm", "eps", "batch_size", "seed", "failed")}
+        outcomes = {name: torch.from_numpy(arrays[name]) for name in record["attacks"]}
+        return cls(outcomes, torch.from_numpy(arrays["y"]), tuple(class_names), settings)
 
     def accuracy(self, attack: str) -> Interval:
         """Accuracy under `attack` with its Wilson 95 % interval."""

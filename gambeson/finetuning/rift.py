@@ -22,6 +22,19 @@ def needs_criticality(module: str) -> bool:
     return module == "argmin" or TOP.fullmatch(module) is not None
 
 
+def require_count(module: str, there: int) -> int:
+    """How many layers `argmin` or `top-K` asks for.
+
+    Raises:
+        InputError: More than are `there`.
+    """
+    match = TOP.fullmatch(module)
+    count = int(match[1]) if match else 1
+    if count > there:
+        raise InputError(f"{module} asks for more than the {there} layers that there are")
+    return count
+
+
 def choose_layers(model: nn.Module, module: str, found: Criticality | None = None) -> tuple[str, ...]:
     """The layers to fine-tune.
 
@@ -48,12 +61,8 @@ def choose_layers(model: nn.Module, module: str, found: Criticality | None = Non
         return tuple(critical_layers(model, names))
     if found is None:
         raise InputError(f"the choice {module!r} needs the layers' criticality")
-    match = TOP.fullmatch(module)
-    count = int(match[1]) if match else 1
     ranking = found.ranking()
-    if count > len(ranking):
-        raise InputError(f"{module} asks for more than the {len(ranking)} layers that were measured")
-    return tuple(row.layer for row in ranking[:count])
+    return tuple(row.layer for row in ranking[: require_count(module, len(ranking))])
 
 
 def rift_recipe(

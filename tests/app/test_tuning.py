@@ -448,7 +448,6 @@ def test_an_early_epoch_that_was_best_is_what_is_interpolated(
 # known faults: take the mark away with the fault
 
 
-@pytest.mark.xfail(strict=True, reason="go_on evaluates all three again and keeps a second copy")
 def test_a_finished_run_is_not_evaluated_again(tuned: Path, cli: Cli, here: Path) -> None:
     shutil.copytree(tuned, here / "copy")
     before = fingerprint(here / "copy")
@@ -456,7 +455,6 @@ def test_a_finished_run_is_not_evaluated_again(tuned: Path, cli: Cli, here: Path
     assert fingerprint(here / "copy") == before
 
 
-@pytest.mark.xfail(strict=True, reason="the weights are imported again, as another run")
 def test_the_same_call_with_weights_goes_on(base: Path, cli: Cli) -> None:
     weights = {name.removeprefix("model/"): t for name, t in tensors_of(base / "checkpoints/best.safetensors").items()}
     torch.save(weights, "theirs.pt")
@@ -465,7 +463,6 @@ def test_the_same_call_with_weights_goes_on(base: Path, cli: Cli) -> None:
     assert cli(*words, "--module", "last", "--run", "tuned").code == 0
 
 
-@pytest.mark.xfail(strict=True, reason="refused only after the run was made, and in part after the work")
 @pytest.mark.parametrize(
     "words",
     [
