@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 
-from gambeson.attacks.attack import LogitLoss, input_gradient, per_image
+from gambeson.attacks.attack import LogitLoss, input_gradient, per_image, require
+from gambeson.attacks.search import Forward, Jobs, State, noise, select
+from gambeson.attacks.starts import boundary
+from gambeson.core.errors import require_known
+from gambeson.core.losses import ce, dlr, margin, targeted_dlr, targeted_margin
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.threat import Threat, box
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from gambeson.core.streams import Streams
 
 
 class Ascent(NamedTuple):
@@ -69,39 +77,159 @@ def apgd(
         exactly 3/4 of rises halve too; the adversarial image is the last one that was met, not the one of the highest
         loss.
     """
-    window, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
     with frozen(model), batch_norm(model, "running"):
-        at = before = start.detach()
-        grad, logits, values = input_gradient(model, loss, at)
-        x_best, grad_best, loss_best = at, grad, values
-        fooled = logits.argmax(1) != y
-        x_adv = torch.where(per_image(fooled, x), at, x)
+        state = _begin(x, y, start, steps)
+        for _ in range(steps + 1):
+            _advance(state, *input_gradient(model, loss, state["at"]), threat, steps)
+    return Ascent(state["x_best"], state["loss_best"], state["x_adv"], state["fooled"])
 
-        scale = torch.full_like(values, 2.0)  # the step size in budgets
-        previous, rises = torch.zeros_like(values), torch.zeros_like(values)
-        loss_best_checked, halved = loss_best, torch.ones_like(fooled)
-        left = window
-        for step in range(steps):
-            pull = 0.75 if step else 1.0
-            aim = box(threat.project(at + per_image(scale, x) * threat.eps * threat.ascend(grad), x))
-            moved = box(threat.project(at + pull * (aim - at) + (1 - pull) * (at - before), x))
-            before, at = at, moved
-            grad, logits, values = input_gradient(model, loss, at)
 
-            wrong = logits.argmax(1) != y
-            x_adv, fooled = torch.where(per_image(wrong, x), at, x_adv), fooled | wrong
-            better = values > loss_best
-            x_best = torch.where(per_image(better, x), at, x_best)
-            grad_best = torch.where(per_image(better, x), grad, grad_best)
-            loss_best = torch.where(better, values, loss_best)
-            rises, previous = rises + (values > previous), values
+Loss = Literal["ce", "dlr", "margin", "dlr-targeted", "margin-targeted"]
+"""What an `AutoPGD` ascends; the targeted ones once for every target."""
 
-            left -= 1
-            if left == 0:
-                halved = (rises <= 0.75 * window) | (~halved & (loss_best_checked >= loss_best))
-                scale = torch.where(halved, scale / 2, scale)
-                at = torch.where(per_image(halved, x), x_best, at)
-                grad = torch.where(per_image(halved, x), grad_best, grad)
-                loss_best_checked, rises = loss_best, torch.zeros_like(rises)
-                left = window = max(window - shorter, shortest)
-    return Ascent(x_best, loss_best, x_adv, fooled)
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": ce, "dlr": dlr, "margin": margin}
+_TARGETED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "dlr-targeted": targeted_dlr,
+    "margin-targeted": targeted_margin,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoPGD:
+    """Auto-PGD as a `Search`: APGD-CE, APGD-DLR and APGD-T of AutoAttack, see `apgd` for the ascent.
+
+    A round is an ascent from a start of its own on the boundary of the ball. The targets of the targeted losses are the
+    classes of the largest clean logits, the true class excluded, the nearest first.
+
+    Args:
+        loss: `"ce"`, `"dlr"` or `"margin"`; or `"dlr-targeted"` or `"margin-targeted"`, towards one target per round.
+        steps: Steps of every ascent.
+        restarts: Ascents, for every target.
+        targets: Targets of a targeted loss; all wrong classes where there are fewer.
+        eot: Forwards over which every gradient is averaged, for randomised models; the last one says whether the image
+            is misclassified.
+
+    Raises:
+        InputError: A setting out of range.
+
+    References:
+        Croce, Hein, as for `apgd`.
+    Departures:
+        The release draws the starts for the whole batch from one generator; here every example has a stream of its
+        own, so that a start does not depend on which others are attacked. Where there are too few classes for a ratio
+        of logits (three for DLR, four for its targeted form), where the release fails, the loss is the margin itself:
+        the ascent only sees its sign and where it rises.
+    """
+
+    loss: Loss = "ce"
+    steps: int = 100
+    restarts: int = 1
+    targets: int = 9
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        require_known("loss", self.loss, get_args(Loss))
+        for name, value in (("steps", self.steps), ("restarts", self.restarts), ("targets", self.targets)):
+            require(value >= 1, f"Auto-PGD needs {name} >= 1", value)
+        require(self.eot >= 1, "Auto-PGD averages over at least 1 forward", self.eot)
+
+    @property
+    def name(self) -> str:
+        """`apgd-ce`, `apgd-dlr`, `apgd-margin`, `apgd-t` or `apgd-margin-t`."""
+        return {"dlr-targeted": "apgd-t", "margin-targeted": "apgd-margin-t"}.get(self.loss, f"apgd-{self.loss}")
+
+    def rounds(self, num_classes: int) -> int:
+        """Restarts, for every target of a targeted loss."""
+        return self.restarts * (min(self.targets, num_classes - 1) if self.loss in _TARGETED else 1)
+
+    def begin(self, jobs: Jobs, threat: Threat, streams: Streams) -> State:
+        """Starts on the boundary of the ball."""
+        linf = threat.norm == "Linf"
+        start = boundary(jobs.x, threat, noise(jobs, self.name, streams, torch.rand if linf else torch.randn))
+        state = _begin(jobs.x, jobs.y, start, self.steps)
+        if self.loss in _TARGETED:
+            order = jobs.logits.scatter(1, jobs.y[:, None], torch.inf).argsort(1, descending=True)
+            state["target"] = order.gather(1, 1 + jobs.round[:, None] // self.restarts).squeeze(1)
+        return state
+
+    def step(self, model: Forward, state: State, threat: Threat) -> None:
+        """One gradient, and one step."""
+
+        def loss(logits: Tensor) -> Tensor:
+            few = logits.shape[1] < (4 if self.loss == "dlr-targeted" else 3)
+            if self.loss in _TARGETED:
+                return (targeted_margin if few else _TARGETED[self.loss])(logits, state["y"], state["target"])
+            return (margin if few and self.loss == "dlr" else _LOSSES[self.loss])(logits, state["y"])
+
+        grad, logits, values = input_gradient(model, loss, state["at"])
+        for _ in range(self.eot - 1):
+            more, logits, values = input_gradient(model, loss, state["at"])
+            grad = grad + more
+        _advance(state, grad / self.eot if self.eot > 1 else grad, logits, values, threat, self.steps)
+
+
+def _windows(steps: int) -> tuple[int, int, int]:
+    """Steps to the first checkpoint, by how many each interval is shorter, and the shortest interval."""
+    first, shorter, shortest = (max(int(share * steps), 1) for share in (0.22, 0.03, 0.06))
+    return first, shorter, shortest
+
+
+def _begin(x: Tensor, y: Tensor, start: Tensor, steps: int) -> State:
+    """The state of an ascent before the gradient at its start is known."""
+    n, start = len(x), start.detach()
+    no, yes = x.new_zeros(n, dtype=torch.bool), x.new_ones(n, dtype=torch.bool)
+    zero, count = x.new_zeros(n), x.new_zeros(n, dtype=torch.int64)
+    return {
+        "x": x,
+        "y": y,
+        "x_adv": x,
+        "fooled": no,
+        "ended": no,
+        "at": start,
+        "before": start,
+        "taken": count,  # steps
+        "x_best": start,
+        "grad_best": torch.zeros_like(x),
+        "loss_best": zero,
+        "scale": zero + 2,  # the step size in budgets
+        "previous": zero,
+        "rises": zero,
+        "loss_checked": zero,
+        "halved": yes,
+        "window": count + _windows(steps)[0],
+        "left": count + _windows(steps)[0],
+    }
+
+
+def _advance(s: State, grad: Tensor, logits: Tensor, values: Tensor, threat: Threat, steps: int) -> None:
+    """What the gradient, the logits and the losses at `s["at"]` mean for every row, and its step to the next point."""
+    _, shorter, shortest = _windows(steps)
+    x, at = s["x"], s["at"]
+    begun = s["taken"] > 0
+    wrong = logits.argmax(1) != s["y"]
+    s["x_adv"], s["fooled"] = select(wrong, at, s["x_adv"]), s["fooled"] | wrong
+
+    better = ~begun | (values > s["loss_best"])
+    s["x_best"], s["grad_best"] = select(better, at, s["x_best"]), select(better, grad, s["grad_best"])
+    s["loss_best"] = select(better, values, s["loss_best"])
+    s["loss_checked"] = select(begun, s["loss_checked"], values)
+    s["rises"] = s["rises"] + (begun & (values > s["previous"]))
+    s["previous"] = select(begun, values, s["previous"])
+
+    s["left"] = s["left"] - begun.to(torch.int64)
+    check = s["left"] == 0
+    halve = check & ((s["rises"] <= 0.75 * s["window"]) | (~s["halved"] & (s["loss_checked"] >= s["loss_best"])))
+    s["scale"] = select(halve, s["scale"] / 2, s["scale"])
+    at, grad = select(halve, s["x_best"], at), select(halve, s["grad_best"], grad)
+    s["halved"] = select(check, halve, s["halved"])
+    s["loss_checked"] = select(check, s["loss_best"], s["loss_checked"])
+    s["rises"] = s["rises"].masked_fill(check, 0)
+    s["window"] = select(check, (s["window"] - shorter).clamp_min(shortest), s["window"])
+    s["left"] = select(check, s["window"], s["left"])
+
+    pull = per_image(torch.where(begun, 0.75, 1.0).to(x.dtype), x)
+    aim = box(threat.project(at + per_image(s["scale"], x) * threat.eps * threat.ascend(grad), x))
+    moved = box(threat.project(at + pull * (aim - at) + (1 - pull) * (at - s["before"]), x))
+    s["ended"] = s["taken"] >= steps
+    s["before"], s["at"] = select(s["ended"], s["before"], at), select(s["ended"], at, moved)
+    s["taken"] = s["taken"] + (~s["ended"]).to(torch.int64)

@@ -33,7 +33,7 @@ class Attack(Protocol):
         """
 
 
-def input_gradient(model: nn.Module, loss: LogitLoss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def input_gradient(model: Callable[[Tensor], Tensor], loss: LogitLoss, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of the summed loss with respect to the images, and what the forward gave on the way.
 
     Args:

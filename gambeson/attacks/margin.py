@@ -13,6 +13,7 @@ from gambeson.attacks.attack import budget_of, require
 from gambeson.attacks.pgd import PGD
 from gambeson.attacks.starts import Boundary, Gaussian, Uniform, Zero
 from gambeson.core.errors import InputError
+from gambeson.core.losses import targeted_margin
 from gambeson.core.modes import batch_norm, frozen
 
 if TYPE_CHECKING:
@@ -171,8 +172,3 @@ def nearest_classes(logits: Tensor, y: Tensor, count: int) -> Tensor:
     if classes < 2:
         raise InputError(f"a targeted attack needs at least 2 classes, got {classes}")
     return logits.scatter(1, y[:, None], -torch.inf).topk(min(count, classes - 1), dim=1).indices.T
-
-
-def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """`z_t - z_y` per example, `(N,)`: above zero the target is more likely than the true class."""
-    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)

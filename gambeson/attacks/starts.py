@@ -89,9 +89,14 @@ class Boundary:
     def __call__(self, x: Tensor, threat: Threat, rng: Generator) -> Tensor:
         """`box(x + eps * t / ||t||)`."""
         if threat.norm == "Linf":
-            t = 2 * torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype) - 1
-            size = t.abs().flatten(1).amax(1)
-        else:
-            t = torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype)
-            size = t.flatten(1).norm(dim=1)
-        return box(x + threat.eps * (t / (per_image(size, x) + 1e-12)))
+            return boundary(x, threat, torch.rand(x.shape, generator=rng, device=x.device, dtype=x.dtype))
+        return boundary(x, threat, torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype))
+
+
+def boundary(x: Tensor, threat: Threat, draw: Tensor) -> Tensor:
+    """The start of `Boundary` that belongs to random numbers of the shape of `x`: uniform in [0, 1) for Linf, standard
+    normal for L2.
+    """
+    t = 2 * draw - 1 if threat.norm == "Linf" else draw
+    size = t.abs().flatten(1).amax(1) if threat.norm == "Linf" else t.flatten(1).norm(dim=1)
+    return box(x + threat.eps * (t / (per_image(size, x) + 1e-12)))

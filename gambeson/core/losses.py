@@ -62,6 +62,27 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+def targeted_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """`z_t - z_y` per example, `(N,)`: above zero the target is more likely than the true class."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """Targeted difference of logits ratio `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)` (Croce & Hein, ICML 2020).
+
+    Needs 4 classes.
+
+    Raises:
+        InputError: Fewer than four classes.
+    """
+    if logits.shape[1] < 4:
+        raise InputError(
+            f"the targeted DLR loss needs at least 4 classes, got {logits.shape[1]}", hint="use the margin loss"
+        )
+    top = logits.topk(4, dim=1).values
+    return targeted_margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
 def inner_loss(name: InnerLoss, logits: Tensor, y: Tensor, clean: Tensor | None) -> Tensor:
     """The loss called `name` for an attack.
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks import MMA, PGD, Boundary, Gaussian, MarginAPGD, Uniform, Zero, apgd, mm3, mm9, mm_plus
-from gambeson.attacks.margin import nearest_classes, targeted_margin
+from gambeson.attacks.margin import nearest_classes
 from gambeson.core.errors import InputError
-from gambeson.core.losses import margin
+from gambeson.core.losses import margin, targeted_margin
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
 

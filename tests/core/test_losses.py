@@ -17,6 +17,8 @@ from gambeson.core.losses import (
     margin,
     one_hot,
     squared_error,
+    targeted_dlr,
+    targeted_margin,
 )
 
 N, K = 7, 5
@@ -153,3 +155,22 @@ def test_a_missing_clean_output_is_not_called_an_unknown_loss() -> None:
     _, a, y = draw(0)
     with pytest.raises(InputError, match="clean"):
         inner_loss("kl", a, y, None)
+
+
+@given(seeds)
+def test_targeted_losses_by_hand(seed: int) -> None:
+    z, _, y = draw(seed)
+    target = (y + 1) % K
+    margins, ratios = [], []
+    for row, own, other in zip(z.tolist(), y.tolist(), target.tolist(), strict=True):
+        top = sorted(row, reverse=True)
+        margins.append(row[other] - row[own])
+        ratios.append((row[other] - row[own]) / (top[0] - (top[2] + top[3]) / 2 + 1e-12))
+    check(targeted_margin(z, y, target), margins)
+    check(targeted_dlr(z, y, target), ratios)
+
+
+def test_the_targeted_ratio_needs_four_classes() -> None:
+    z, _, y = draw(0, k=3)
+    with pytest.raises(InputError, match="at least 4 classes, got 3"):
+        targeted_dlr(z, y, (y + 1) % 3)

@@ -1,0 +1,252 @@
+"""Attacks in slots: every example advances at its own pace, retires when it falls, and makes room for the next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from gambeson.attacks.attack import per_image, require
+from gambeson.core.modes import batch_norm, frozen
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gambeson.core.streams import Streams
+    from gambeson.core.threat import Threat
+
+Forward = Callable[["Tensor"], "Tensor"]
+"""A model as a search sees it: images `(N, C, H, W)` to logits `(N, K)`."""
+
+State = dict[str, "Tensor"]
+"""What a search knows of the examples in its slots: tensors with one row per slot."""
+
+
+class Jobs(NamedTuple):
+    """Examples that begin a round of a search.
+
+    Attributes:
+        x: Clean images in [0, 1], `(M, C, H, W)`.
+        y: Labels, int64 `(M,)`.
+        logits: Clean logits `(M, K)`.
+        index: Number of each example in the whole set, int64 `(M,)`; its random draws depend on it and on the round.
+        round: Which round (restart or target) begins, int64 `(M,)`.
+    """
+
+    x: Tensor
+    y: Tensor
+    logits: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
+    round: Tensor
+
+
+class Search(Protocol):
+    """An attack that can be advanced step by step, with every slot at its own step. Frozen; its state is a `State`.
+
+    What a row becomes depends on its own example, round and seed, never on the rows beside it (up to the rounding of
+    the model's forward): that makes retiring, refilling, sharding and resuming exact.
+    """
+
+    @property
+    def name(self) -> str:
+        """A short name, such as `"apgd-ce"`; addresses the random draws."""
+
+    def rounds(self, num_classes: int) -> int:
+        """How many rounds an example that does not fall goes through."""
+
+    def begin(self, jobs: Jobs, threat: Threat, streams: Streams) -> State:
+        """The rows of new examples, without a look at the model.
+
+        Returns:
+            Tensors with M rows. `x` (clean images) and `y` are among them; `x_adv`, the images to report; `fooled`,
+            bool `(M,)`, whether they are adversarial and inside the ball; and `ended`, bool `(M,)`: no step is left in
+            this round.
+        """
+
+    def step(self, model: Forward, state: State, threat: Threat) -> None:
+        """Advance all rows by one step, by new values in `state`; rows that have ended or fallen may move no more.
+
+        The caller has frozen the model and set its modes. Nothing waits for the device here.
+        """
+
+
+class Retired(NamedTuple):
+    """Examples with which a search is through.
+
+    Attributes:
+        index: Their numbers, int64 `(M,)`.
+        fooled: Whether they fell, bool `(M,)`.
+        x_adv: Adversarial images of those that fell, `(fooled.sum(), C, H, W)`.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    fooled: Tensor
+    x_adv: Tensor
+
+
+class Cost(NamedTuple):
+    """Images that went through the model: forward, and backward to the images."""
+
+    forwards: int
+    backwards: int
+
+
+def hunt(
+    model: nn.Module,
+    search: Search,
+    jobs: Jobs,
+    threat: Threat,
+    streams: Streams,
+    report: Callable[[Retired], None],
+    *,
+    slots: int = 128,
+    every: int = 1,
+    dtype: torch.dtype | None = None,
+) -> Cost:
+    """Run a search on every example, `slots` of them at a time.
+
+    An example leaves its slot when it falls or when its last round has ended, and the next one takes the slot. Once no
+    example waits, the batch shrinks, through few fixed sizes (`batch_sizes`), so that kernels and compiled graphs are
+    made for few shapes.
+
+    Args:
+        model: Maps images in [0, 1] to logits; evaluated in evaluation mode and as before afterwards.
+        search: The attack.
+        jobs: The examples, in the order in which they are begun; `round` is where each begins, usually 0.
+        threat: What may change.
+        streams: The randomness.
+        report: Called with the examples that are through, as soon as they are.
+        slots: Examples at a time.
+        every: Steps between looks at who has fallen; each look waits for the device.
+        dtype: Search under autocast to this type, such as `torch.bfloat16`; every fall is then confirmed by a forward
+            in the model's own type, and an example that does not fall there goes on. None: in the model's own type.
+
+    Returns:
+        What it cost.
+
+    Raises:
+        InputError: Fewer than one slot or step between looks.
+    """
+    require(slots >= 1, "a search needs at least 1 slot", slots)
+    require(every >= 1, "the steps between looks must be at least 1", every)
+    net = _Watched(model, dtype)
+    rounds = search.rounds(jobs.logits.shape[1])
+    sizes = batch_sizes(slots)
+    total = len(jobs.x)
+    first = min(total, slots)
+    here = torch.arange(first)  # the job in every slot, on the CPU; -1 in an idle one
+    turn = jobs.round.cpu().clone()
+    with frozen(model), batch_norm(model, "running"):
+        if total == 0:
+            return Cost(0, 0)
+        state = search.begin(_pick(jobs, here, turn), threat, streams)
+        following, step = first, 0
+        while True:
+            search.step(net, state, threat)
+            step += 1
+            if step % every:
+                continue
+            if dtype is not None:
+                _confirm(model, net, state)
+            fooled, ended = torch.stack([state["fooled"], state["ended"]]).cpu()
+            fooled, ended = fooled & (here >= 0), ended & (here >= 0)
+            again = ended & ~fooled & (turn[here] + 1 < rounds)
+            through = (fooled | ended) & ~again
+            if not bool((through | again).any()):
+                continue
+            if bool(through.any()):
+                rows = through.nonzero().squeeze(1)
+                fell = fooled[rows]
+                report(Retired(jobs.index.cpu()[here[rows]], fell, state["x_adv"][rows[fell].to(state["x"].device)]))
+                here[rows] = -1
+            filled = through.nonzero().squeeze(1)[: total - following]
+            turn[here[again]] += 1
+            here[filled] = torch.arange(following, following + len(filled))
+            following += len(filled)
+            begun = torch.cat([again.nonzero().squeeze(1), filled])
+            if len(begun):
+                new = search.begin(_pick(jobs, here[begun], turn), threat, streams)
+                where = begun.to(state["x"].device)
+                for name, values in new.items():
+                    state[name] = state[name].index_copy(0, where, values)
+            active = int((here >= 0).sum())
+            if active == 0:
+                return Cost(net.forwards, net.backwards)
+            size = min(size for size in sizes if size >= active)
+            if size < len(here):
+                here, state = _shrink(here, state, size)
+
+
+def batch_sizes(slots: int) -> list[int]:
+    """The sizes that a batch of `slots` shrinks through: powers of two, from an eighth on in steps of an eighth.
+
+    Examples:
+        >>> batch_sizes(64)
+        [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
+    """
+    grain = max(1, slots // 8)
+    small = [2**k for k in range(grain.bit_length()) if 2**k < grain]
+    return [*small, *range(grain, slots, grain), slots]
+
+
+class _Watched:
+    """The model, in another precision if asked for, with a count of the images that pass."""
+
+    def __init__(self, model: Forward, dtype: torch.dtype | None) -> None:
+        self.model, self.dtype = model, dtype
+        self.forwards = self.backwards = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.forwards += len(x)
+        self.backwards += len(x) * (torch.is_grad_enabled() and x.requires_grad)
+        if self.dtype is None:
+            return self.model(x)
+        with torch.autocast(x.device.type, self.dtype):
+            return self.model(x).to(x.dtype)
+
+
+def _confirm(model: nn.Module, net: _Watched, state: State) -> None:
+    """Take back falls that the model in its own type does not confirm."""
+    rows = state["fooled"].nonzero().squeeze(1)
+    if len(rows) == 0:
+        return
+    with torch.no_grad():
+        wrong = model(state["x_adv"][rows]).argmax(1) != state["y"][rows]
+    net.forwards += len(rows)
+    state["fooled"] = state["fooled"].index_copy(0, rows, wrong)
+
+
+def _pick(jobs: Jobs, rows: Tensor, turn: Tensor) -> Jobs:
+    where = rows.to(jobs.x.device)
+    return Jobs(jobs.x[where], jobs.y[where], jobs.logits[where], jobs.index[where], turn[rows].to(jobs.x.device))
+
+
+def _shrink(here: Tensor, state: State, size: int) -> tuple[Tensor, State]:
+    """Keep all busy slots, and as many idle ones as the size asks for."""
+    order = (here < 0).to(torch.int8).argsort(stable=True)[:size]
+    where = order.to(state["x"].device)
+    return here[order], {name: values[where] for name, values in state.items()}
+
+
+def noise(jobs: Jobs, purpose: str, streams: Streams, draw: Callable[..., Tensor]) -> Tensor:
+    """Random numbers of the shape of the images, each image's from a stream of its own.
+
+    Args:
+        jobs: The examples; their index and round address the streams.
+        purpose: The address besides.
+        streams: The randomness.
+        draw: `torch.rand` or `torch.randn`.
+
+    Returns:
+        `(M, C, H, W)`, of the images' type and on their device. Drawn on the CPU: every device gets the same numbers.
+    """
+    shape, rows = jobs.x.shape[1:], []
+    for index, turn in zip(jobs.index.tolist(), jobs.round.tolist(), strict=True):
+        rows.append(draw(shape, generator=streams.at(f"{purpose}/{turn}", index), dtype=jobs.x.dtype))
+    return torch.stack(rows).to(jobs.x.device)
+
+
+def select(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`a` in the rows where the condition `(N,)` holds, `b` elsewhere."""
+    return torch.where(per_image(condition, a) if a.ndim > 1 else condition, a, b)
