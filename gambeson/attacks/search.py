@@ -26,8 +26,10 @@ State = dict[str, "Tensor"]
 class Jobs(NamedTuple):
     """Examples that begin a round of a search.
 
+    `hunt` takes them on the CPU, and gives the search some of them on the device of the model, in its type.
+
     Attributes:
-        x: Clean images in [0, 1], `(M, C, H, W)`.
+        x: Clean images in [0, 1], `(M, C, H, W)`; for `hunt` uint8 too.
         y: Labels, int64 `(M,)`.
         logits: Clean logits `(M, K)`.
         index: Number of each example in the whole set, int64 `(M,)`; its random draws depend on it and on the round.
@@ -71,25 +73,27 @@ class Search(Protocol):
         """
 
 
-class Retired(NamedTuple):
-    """Examples with which a search is through.
-
-    Attributes:
-        index: Their numbers, int64 `(M,)`.
-        fooled: Whether they fell, bool `(M,)`.
-        x_adv: Adversarial images of those that fell, `(fooled.sum(), C, H, W)`.
-    """
-
-    index: Tensor  # type: ignore[assignment]
-    fooled: Tensor
-    x_adv: Tensor
-
-
 class Cost(NamedTuple):
     """Images that went through the model: forward, and backward to the images."""
 
     forwards: int
     backwards: int
+
+
+class Retired(NamedTuple):
+    """Examples with which a search is through.
+
+    Attributes:
+        index: Their numbers, int64 `(M,)`, on the CPU.
+        fooled: Whether they fell, bool `(M,)`, on the CPU.
+        x_adv: Adversarial images of those that fell, `(fooled.sum(), C, H, W)`, on the device.
+        cost: What the search has cost since the last report.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    fooled: Tensor
+    x_adv: Tensor
+    cost: Cost
 
 
 def hunt(
@@ -103,7 +107,7 @@ def hunt(
     slots: int = 128,
     every: int = 1,
     dtype: torch.dtype | None = None,
-) -> Cost:
+) -> None:
     """Run a search on every example, `slots` of them at a time.
 
     An example leaves its slot when it falls or when its last round has ended, and the next one takes the slot. Once no
@@ -122,58 +126,47 @@ def hunt(
         dtype: Search under autocast to this type, such as `torch.bfloat16`; every fall is then confirmed by a forward
             in the model's own type, and an example that does not fall there goes on. None: in the model's own type.
 
-    Returns:
-        What it cost.
-
     Raises:
         InputError: Fewer than one slot or step between looks.
     """
     require(slots >= 1, "a search needs at least 1 slot", slots)
     require(every >= 1, "the steps between looks must be at least 1", every)
+    total, first = len(jobs.x), min(len(jobs.x), slots)
+    if total == 0:
+        return
     net = _Watched(model, dtype)
-    rounds = search.rounds(jobs.logits.shape[1])
-    sizes = batch_sizes(slots)
-    total = len(jobs.x)
-    first = min(total, slots)
-    here = torch.arange(first)  # the job in every slot, on the CPU; -1 in an idle one
-    turn = jobs.round.cpu().clone()
+    rounds, sizes = search.rounds(jobs.logits.shape[1]), batch_sizes(slots)
+    here = torch.arange(first)  # the job in every slot; -1 in an idle one
+    turn = jobs.round.clone()
+    following, step = first, 0
     with frozen(model), batch_norm(model, "running"):
-        if total == 0:
-            return Cost(0, 0)
-        state = search.begin(_pick(jobs, here, turn), threat, streams)
-        following, step = first, 0
-        while True:
+        state = search.begin(_pick(model, jobs, here, turn), threat, streams)
+        while len(here):
             search.step(net, state, threat)
             step += 1
             if step % every:
                 continue
             if dtype is not None:
                 _confirm(model, net, state)
-            fooled, ended = torch.stack([state["fooled"], state["ended"]]).cpu()
-            fooled, ended = fooled & (here >= 0), ended & (here >= 0)
+            fooled, ended = torch.stack([state["fooled"], state["ended"]]).cpu() & (here >= 0)
             again = ended & ~fooled & (turn[here] + 1 < rounds)
-            through = (fooled | ended) & ~again
-            if not bool((through | again).any()):
-                continue
-            if bool(through.any()):
-                rows = through.nonzero().squeeze(1)
-                fell = fooled[rows]
-                report(Retired(jobs.index.cpu()[here[rows]], fell, state["x_adv"][rows[fell].to(state["x"].device)]))
-                here[rows] = -1
-            filled = through.nonzero().squeeze(1)[: total - following]
+            through = ((fooled | ended) & ~again).nonzero().squeeze(1)
+            if len(through):
+                fell = fooled[through]
+                found = state["x_adv"][through[fell].to(state["x"].device)]
+                report(Retired(jobs.index[here[through]], fell, found, net.cost()))
             turn[here[again]] += 1
+            here[through] = -1
+            filled = through[: total - following]
             here[filled] = torch.arange(following, following + len(filled))
             following += len(filled)
             begun = torch.cat([again.nonzero().squeeze(1), filled])
             if len(begun):
-                new = search.begin(_pick(jobs, here[begun], turn), threat, streams)
-                where = begun.to(state["x"].device)
-                for name, values in new.items():
-                    state[name] = state[name].index_copy(0, where, values)
+                new = search.begin(_pick(model, jobs, here[begun], turn), threat, streams)
+                rows = begun.to(state["x"].device)
+                state.update({name: state[name].index_copy(0, rows, values) for name, values in new.items()})
             active = int((here >= 0).sum())
-            if active == 0:
-                return Cost(net.forwards, net.backwards)
-            size = min(size for size in sizes if size >= active)
+            size = min((size for size in sizes if size >= active), default=0) if active else 0
             if size < len(here):
                 here, state = _shrink(here, state, size)
 
@@ -193,7 +186,7 @@ def batch_sizes(slots: int) -> list[int]:
 class _Watched:
     """The model, in another precision if asked for, with a count of the images that pass."""
 
-    def __init__(self, model: Forward, dtype: torch.dtype | None) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         self.model, self.dtype = model, dtype
         self.forwards = self.backwards = 0
 
@@ -201,9 +194,15 @@ class _Watched:
         self.forwards += len(x)
         self.backwards += len(x) * (torch.is_grad_enabled() and x.requires_grad)
         if self.dtype is None:
-            return self.model(x)
+            return self.model(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, self.dtype):
-            return self.model(x).to(x.dtype)
+            return self.model(x).to(x.dtype)  # type: ignore[no-any-return]
+
+    def cost(self) -> Cost:
+        """The images that passed since the last call."""
+        found = Cost(self.forwards, self.backwards)
+        self.forwards = self.backwards = 0
+        return found
 
 
 def _confirm(model: nn.Module, net: _Watched, state: State) -> None:
@@ -217,16 +216,21 @@ def _confirm(model: nn.Module, net: _Watched, state: State) -> None:
     state["fooled"] = state["fooled"].index_copy(0, rows, wrong)
 
 
-def _pick(jobs: Jobs, rows: Tensor, turn: Tensor) -> Jobs:
-    where = rows.to(jobs.x.device)
-    return Jobs(jobs.x[where], jobs.y[where], jobs.logits[where], jobs.index[where], turn[rows].to(jobs.x.device))
+def _pick(model: nn.Module, jobs: Jobs, rows: Tensor, turn: Tensor) -> Jobs:
+    """The jobs of some slots, on the model's device and in its type."""
+    from gambeson.data.loader import to_unit
+
+    like = next(model.parameters(), jobs.logits)
+    x = to_unit(jobs.x[rows].to(like.device)).to(like.dtype)
+    y, logits, index = (t[rows].to(like.device) for t in (jobs.y, jobs.logits, jobs.index))
+    return Jobs(x, y, logits, index, turn[rows].to(like.device))
 
 
 def _shrink(here: Tensor, state: State, size: int) -> tuple[Tensor, State]:
     """Keep all busy slots, and as many idle ones as the size asks for."""
     order = (here < 0).to(torch.int8).argsort(stable=True)[:size]
-    where = order.to(state["x"].device)
-    return here[order], {name: values[where] for name, values in state.items()}
+    rows = order.to(state["x"].device)
+    return here[order], {name: values[rows] for name, values in state.items()}
 
 
 def noise(jobs: Jobs, purpose: str, streams: Streams, draw: Callable[..., Tensor]) -> Tensor:
