@@ -115,6 +115,8 @@ def line(record: Mapping[str, Any]) -> None:
         style="dim",
         soft_wrap=True,
     )
+    if record["split"] == "test":
+        out.print("[bold]selected on test[/bold]: the chosen point's numbers are optimistic", soft_wrap=True)
 
 
 def finetuned(reports: Mapping[str, Report], alpha: float, *, selected_on_test: bool) -> None:

@@ -83,7 +83,9 @@ def interpolate(args: list[str]) -> int:
         **found.to_dict(),
         "versions": versions(),
     }
-    out = Path(options.out) if options.out else second.path / "diagnosis" / f"line-from-{first.path.name}.svg"
+    named = f"line-from-{first.path.name}-{other_name}-{options.split}"
+    named += "" if options.entries == "full-state" else f"-{options.entries}"
+    out = Path(options.out) if options.out else second.path / "diagnosis" / f"{named}.svg"
     out.parent.mkdir(exist_ok=True)
     draw_line(found, out, f"{first.path.name} to {second.path.name}")
     write_json(out.with_suffix(".json"), record)

@@ -263,7 +263,8 @@ def _split_of(base: Run) -> str | None:
 
 
 def _comparable(call: dict[str, Any]) -> dict[str, Any]:
-    return {key: call.get(key) for key in ("method", "data", "model", "settings", "finetune")}
+    keys = ("method", "data", "model", "settings", "finetune", "attack", "test_size", "threads")
+    return {key: call.get(key) for key in keys}
 
 
 def _settings() -> set[str]:
@@ -316,6 +317,7 @@ def _layers(run: Run, record: dict[str, Any], model: nn.Module, data: Splits, st
         findings.criticality(content)
     layers = choose_layers(model, record["module"], found)
     write_json(file, {"layers": list(layers), "module": record["module"]})
+    (run.path / "criticality.partial.json").unlink(missing_ok=True)
     show.out.print(f"fine-tuning {', '.join(layers) if layers else 'all parameters'}", soft_wrap=True)
     return layers
 
@@ -407,8 +409,13 @@ def _interpolate(
         "step": step,
         "best": None,
     }
-    for name, alpha in (("base", 0.0), ("finetuned", 1.0), ("final", found.chosen)):
-        state = interpolated(start, tuned, alpha, record["entries"], parameters)
+    # With parameters alone, the end of the line is not the model that was trained: its statistics are the base's.
+    for name, alpha, entries in (
+        ("base", 0.0, "full-state"),
+        ("finetuned", 1.0, "full-state"),
+        ("final", found.chosen, record["entries"]),
+    ):
+        state = interpolated(start, tuned, alpha, entries, parameters)
         weights = {f"model/{key}": t for key, t in state.items()}
         save_checkpoint(run.checkpoint(name), weights, {**header, "alpha": alpha})
     content = {**found.to_dict(), "split": record["select"], "entries": record["entries"]}

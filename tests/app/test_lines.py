@@ -59,8 +59,8 @@ def test_the_table_and_the_record(pair: tuple[str, str], cli: Cli) -> None:
     before = fingerprint(Path("a")), fingerprint(Path("b"))
     result = cli("interpolate", *pair, *SMALL)
     assert result.code == 0, result.err
-    assert result.err.endswith("wrote b/diagnosis/line-from-a.svg and b/diagnosis/line-from-a.json\n")
-    record = json.loads(Path("b/diagnosis/line-from-a.json").read_text())
+    assert result.err.endswith("wrote b/diagnosis/line-from-a-best-val.svg and b/diagnosis/line-from-a-best-val.json\n")
+    record = json.loads(Path("b/diagnosis/line-from-a-best-val.json").read_text())
     assert [point["alpha"] for point in record["points"]] == [0, 0.5, 1]
     for point in record["points"]:
         assert point["clean"]["value"] == clean_accuracy(pair, point["alpha"])
@@ -74,7 +74,7 @@ def test_the_table_and_the_record(pair: tuple[str, str], cli: Cli) -> None:
         for p in record["points"]
     ]
     assert [float(row[0]) for row in rows if row[3].strip()] == [record["chosen"]]
-    assert "a to b" in Path("b/diagnosis/line-from-a.svg").read_text()
+    assert "a to b" in Path("b/diagnosis/line-from-a-best-val.svg").read_text()
     after = fingerprint(Path("b"))
     assert (fingerprint(Path("a")), {name: after[name] for name in before[1]}) == before
 
@@ -117,6 +117,13 @@ def test_statistics_are_reestimated_from_training_images(pair: tuple[str, str], 
     assert [point["clean"]["value"] for point in record["points"]] == wanted
     assert wanted[1] != clean_accuracy(pair, 0.5)
     assert not Path("b/diagnosis").exists()
+
+
+def test_a_choice_on_test_is_stamped_and_has_a_file_of_its_own(pair: tuple[str, str], cli: Cli) -> None:
+    result = cli("interpolate", *pair, *SMALL, "--split", "test", "--entries", "parameters", "--checkpoint", "final")
+    assert "selected on test" in result.out
+    assert Path("b/diagnosis/line-from-a-final-test-parameters.svg").is_file()
+    assert "selected on test" not in cli("interpolate", *pair, *SMALL).out
 
 
 def test_a_run_and_itself(finished: Finished, cli: Cli) -> None:

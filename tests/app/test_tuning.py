@@ -200,6 +200,7 @@ def test_a_run_holds_its_record_and_no_test_images_chose_it(base: Path, tuned: P
         "milestones": [0.5],
         "fill": "reflect",
     }
+    assert not (tuned / "criticality.partial.json").exists()
     names = {f"{name}.safetensors" for name in ("base", "finetuned", "final")}
     assert {path.name for path in (tuned / "checkpoints").iterdir()} == names
     line = json.loads((tuned / "line.json").read_text())
@@ -240,6 +241,18 @@ def test_frozen_statistics_and_parameters_only(base: Path, cli: Cli) -> None:
     start, end = (Path(f"tuned/checkpoints/{name}.safetensors") for name in ("base", "finetuned"))
     assert moved(start, end) == {"linear.weight", "linear.bias"}
     assert json.loads(Path("tuned/line.json").read_text())["entries"] == "parameters"
+
+
+def test_with_parameters_alone_the_fine_tuned_model_is_still_the_trained_one(base: Path, cli: Cli) -> None:
+    words = ("--module", "last", "--entries", "parameters", "--alphas", "0,1", "--tolerance", "100")
+    assert cli("finetune", "rift", str(base), *SHORT, *words, "--run", "tuned").code == 0
+    best, *ends = (
+        Path(f"tuned/{name}.safetensors")
+        for name in ("finetune/checkpoints/best", "checkpoints/finetuned", "checkpoints/base", "checkpoints/final")
+    )
+    assert not moved(best, ends[0])
+    assert any("running_mean" in name for name in moved(ends[1], ends[0]))
+    assert not any("running" in name for name in moved(ends[1], ends[2]))
 
 
 def test_the_whole_model(base: Path, cli: Cli) -> None:
@@ -374,6 +387,9 @@ def test_a_picture_that_failed_is_drawn_by_the_resumed_run(
         (("--bn", "frozen"), "finetune.bn is 'update' there, 'frozen' here"),
         (("--alphas", "0,1"), "finetune.alphas is '0,0.5,1' there, '0,1' here"),
         (("--tolerance", "1", "--seed", "3"), "finetune.tolerance is 0.1 there, 1.0 here; settings.seed is 0 there, 3"),
+        (("--attack", "clean"), "attack is 'clean,fgsm' there, 'clean' here"),
+        (("--test-size", "7"), "test_size is 60 there, 7 here"),
+        (("--threads", "2"), "threads is 1 there, 2 here"),
         (("--checkpoint", "final"), "finetune.base.checkpoint is 'best' there, 'final' here"),
     ],
 )
