@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from gambeson.attacks.attack import per_image, require
 from gambeson.core.modes import batch_norm, frozen
+from gambeson.core.streams import Streams
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Generator, Tensor, nn
 
-    from gambeson.core.streams import Streams
     from gambeson.core.threat import Threat
+    from gambeson.core.types import Batch
 
 Forward = Callable[["Tensor"], "Tensor"]
 """A model as a search sees it: images `(N, C, H, W)` to logits `(N, K)`."""
@@ -192,11 +194,15 @@ class _Watched:
 
     def __call__(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
-        self.backwards += len(x) * (torch.is_grad_enabled() and x.requires_grad)
+        if torch.is_grad_enabled() and x.requires_grad:
+            x.register_hook(self._passed)
         if self.dtype is None:
-            return self.model(x)  # type: ignore[no-any-return]
+            return self.model(x)
         with torch.autocast(x.device.type, self.dtype):
-            return self.model(x).to(x.dtype)  # type: ignore[no-any-return]
+            return self.model(x).to(x.dtype)
+
+    def _passed(self, grad: Tensor) -> None:
+        self.backwards += len(grad)
 
     def cost(self) -> Cost:
         """The images that passed since the last call."""
@@ -254,3 +260,32 @@ def noise(jobs: Jobs, purpose: str, streams: Streams, draw: Callable[..., Tensor
 def select(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """`a` in the rows where the condition `(N,)` holds, `b` elsewhere."""
     return torch.where(per_image(condition, a) if a.ndim > 1 else condition, a, b)
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """A search as an attack on a batch: every example to its end, those that are wrong without attack left alone.
+
+    Args:
+        search: The search.
+        slots: Examples at a time.
+    """
+
+    search: Search
+    slots: int = 128
+
+    def __call__(self, model: nn.Module, batch: Batch, threat: Threat, rng: Generator) -> Tensor:
+        """Adversarial images where the search found some, the clean ones elsewhere, detached."""
+        with torch.no_grad(), batch_norm(model, "running"):
+            logits = model(batch.x)
+        x_adv = batch.x.detach().clone()
+        left = (logits.argmax(1) == batch.y).nonzero().squeeze(1).cpu()
+        x, y, known = (t.cpu() for t in (batch.x, batch.y, logits))
+        seed = int(torch.randint(2**62, (), generator=rng, device=rng.device))
+
+        def keep(retired: Retired) -> None:
+            x_adv[retired.index[retired.fooled].to(x_adv.device)] = retired.x_adv
+
+        jobs = Jobs(x[left], y[left], known[left], left, torch.zeros_like(left))
+        hunt(model, self.search, jobs, threat, Streams(seed), keep, slots=self.slots)
+        return x_adv
