@@ -20,6 +20,7 @@ LAYERS = [
     "engine",
     "diagnosis",
     "finetuning",
+    "compat",
     "app",
 ]
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "recipes" not in path.relative_to(ROOT).parts[:-1])

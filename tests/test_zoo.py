@@ -20,13 +20,13 @@ from torch import Generator, Tensor, nn
 import gambeson.attacks
 import gambeson.core.threat
 import gambeson.parts
-from gambeson.attacks import PGD
+from gambeson.attacks import PGD, Hunt
 from gambeson.core.parameters import applied, layer_weights
 from gambeson.core.streams import Streams
 from gambeson.core.types import Outcome
 from gambeson.engine import Run, Settings, Trainer
 from gambeson.engine.step import robust_step
-from gambeson.evaluation import ATTACKS, evaluate, parse_attack
+from gambeson.evaluation import ATTACKS, SEARCHES, ensemble_of, evaluate, parse_attack
 from gambeson.methods import METHODS, Recipe
 from gambeson.methods.recipe import search
 
@@ -34,8 +34,12 @@ assert set(zoo.METHOD_SETTINGS) == set(METHODS), (
     "tests/zoo.py and gambeson.methods.METHODS disagree on "
     f"{sorted(set(zoo.METHOD_SETTINGS) ^ set(METHODS))}: every method has a row, every row a method"
 )
-assert set(zoo.ATTACK_NAMES) == set(ATTACKS), (
+STEPWISE = {name for name in ATTACKS if ensemble_of(name)}
+assert set(zoo.ATTACK_NAMES) == set(ATTACKS) - STEPWISE, (
     f"tests/zoo.py and gambeson.evaluation.ATTACKS disagree on {sorted(set(zoo.ATTACK_NAMES) ^ set(ATTACKS))}"
+)
+assert set(zoo.SEARCHES) == set(SEARCHES), (
+    f"tests/zoo.py and gambeson.evaluation.SEARCHES disagree on {sorted(set(zoo.SEARCHES) ^ set(SEARCHES))}"
 )
 
 NAMES = [*zoo.METHOD_SETTINGS, *zoo.VARIANTS, *zoo.AVERAGED, *zoo.COMPOSED]
@@ -329,9 +333,10 @@ def test_another_seed_trains_other_weights(tmp_path: Path) -> None:
 # The attacks.
 
 
-@pytest.mark.parametrize("name", zoo.ATTACK_NAMES.values())
+@pytest.mark.parametrize("name", [*zoo.ATTACK_NAMES.values(), *zoo.SEARCHES])
 def test_attack_by_name(name: str) -> None:
-    attack, batch, model = parse_attack(name), zoo.batch(), zoo.net()
+    batch, model = zoo.batch(), zoo.net()
+    attack = Hunt(zoo.SEARCHES[name], slots=3) if name in zoo.SEARCHES else parse_attack(name)
     if attack is None:
         assert name == "clean"
         return

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gambeson.attacks import FAB, MD, AutoPGD, Search, Square
 from gambeson.core.types import Batch, Task
 from gambeson.data.splits import Examples
 from gambeson.methods import METHODS, Recipe
@@ -72,7 +73,18 @@ ATTACK_NAMES: dict[str, str] = {
     "mm9": "mm9",
     "mm+": "mm+",
 }
-"""A cheap instance of every pattern in `gambeson.evaluation.ATTACKS`."""
+"""A cheap instance of every pattern in `gambeson.evaluation.ATTACKS` that is neither a search nor an ensemble."""
+
+SEARCHES: dict[str, Search] = {
+    "apgd-ce": AutoPGD(loss="ce", steps=3),
+    "apgd-dlr": AutoPGD(loss="dlr", steps=3),
+    "apgd-t": AutoPGD(loss="dlr-targeted", steps=2, targets=2),
+    "fab": FAB(targeted=False, steps=2),
+    "fab-t": FAB(targeted=True, steps=2, targets=2),
+    "md": MD(steps=4, change=2),
+    "square": Square(queries=5),
+}
+"""A cheap instance of every search in `gambeson.evaluation.SEARCHES`."""
 
 TASK = Task(num_classes=5, channels=3, size=8, mean=(0.5, 0.45, 0.4), std=(0.25, 0.2, 0.3))
 

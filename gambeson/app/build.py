@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from gambeson.core.errors import CheckpointError, InputError, RunError, require_known
+from gambeson.core.errors import CheckpointError, InputError, RunError
 from gambeson.core.layout import preferred_layout
 from gambeson.core.types import Task
-from gambeson.data import Splits, hold_out, load
+from gambeson.data import Facts, Splits, hold_out, load
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
 from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
@@ -157,19 +157,40 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     return model.to(where, memory_format=layout).eval(), task, name, header["step"]  # type: ignore[call-overload]
 
 
+def require_fit(task: Task, facts: Facts) -> None:
+    """Refuse images that the model does not take.
+
+    Raises:
+        InputError: Of another number of classes or channels, or of another size.
+    """
+    if (facts.num_classes, facts.channels, facts.size) != (task.num_classes, task.channels, task.size):
+        raise InputError(
+            f"the checkpoint takes {task.channels}x{task.size}x{task.size} images of {task.num_classes} classes,"
+            f" {facts.name} has {facts.channels}x{facts.size}x{facts.size} images of {facts.num_classes}"
+        )
+
+
 def existing_checkpoint(run: Run, name: str) -> str:
     """The checkpoint that is meant by `best`, `final` or `last`, or, of a fine-tuned run, `base` or `finetuned`.
 
     A run without validation has no `best`: its `final` is taken, and its `last` where it has not come to the end.
 
     Raises:
-        InputError: Another name.
+        InputError: Another name; the hint lists what the run has.
     """
     known = ("best", "final", "last", *(("base", "finetuned") if "finetune" in run.call else ()))
-    require_known("checkpoint", name, known)
+    if name not in known:
+        there = ", ".join(one for one in known if run.checkpoint(one).is_file())
+        raise InputError(f"unknown checkpoint {name!r}", hint=f"{run.path} has {there or 'none'}")
     if name == "best" and not run.checkpoint("best").is_file():
         return "final" if run.checkpoint("final").is_file() else "last"
     return name
+
+
+def selected_on(call: dict[str, Any]) -> str | None:
+    """The split that a run's weights were selected on: `val`, `test`, or `unknown` for imported weights."""
+    split: str | None = (call.get("selection") or {}).get("split")
+    return split
 
 
 def require_training(run: Run) -> None:

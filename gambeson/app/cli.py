@@ -15,6 +15,7 @@ from gambeson.core.errors import GambesonError, GambesonWarning, nearest
 COMMANDS = {
     "train": "train a model: gambeson train METHOD [options], or --config FILE",
     "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
+    "doctor": "check a model and its data before evaluating it: gambeson doctor RUN, or FILE --model NAME --data NAME",
     "diagnose": "look inside: cam RUN (where the budget lies), criticality RUN (which layers matter), regions",
     "corruptions": "accuracy out of distribution, under common corruptions: gambeson corruptions RUN",
     "finetune": "improve a robust model: gambeson finetune rift RUN",

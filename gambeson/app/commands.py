@@ -2,6 +2,7 @@
 
 from gambeson.app.corrupting import corruptions
 from gambeson.app.diagnosing import diagnose
+from gambeson.app.doctoring import doctor
 from gambeson.app.importing import import_
 from gambeson.app.lines import interpolate
 from gambeson.app.listing import list_, runs
@@ -12,6 +13,7 @@ from gambeson.app.tuning import finetune
 __all__ = [
     "corruptions",
     "diagnose",
+    "doctor",
     "evaluate",
     "finetune",
     "import_",

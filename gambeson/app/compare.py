@@ -9,26 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from gambeson.app.build import open_run
+from gambeson.app.build import open_run, selected_on
 from gambeson.core.errors import CheckpointError, RunError
 from gambeson.engine.checkpoint import read_header
 from gambeson.engine.run import Run, flat
-from gambeson.evaluation import mcnemar
+from gambeson.evaluation import holm, mcnemar, paired_difference
 
 
 def overview(root: Path) -> list[dict[str, Any]]:
     """One row per run below `root`, by name. Directories that cannot be read are shown as damaged, not skipped."""
     rows = []
     for file in sorted(root.glob("*/run.json")):
-        row: dict[str, Any] = dict.fromkeys(("run", "method", "data", "model", "state", *SCORES))
+        row: dict[str, Any] = dict.fromkeys(("run", "method", "data", "model", "state", *SCORES, "selection"))
         row["run"] = str(file.parent)
         rows.append(row)
         try:
             run = open_run(file.parent)
             row |= {
-                "method": run.call["method"]["name"],
+                "method": _method(run.call),
                 "data": run.call["data"]["name"],
                 "model": run.call["model"]["name"],
+                "selection": selected_on(run.call),
             }
             row["state"] = _state(run)
             row |= _scores(run)
@@ -40,19 +41,26 @@ def overview(root: Path) -> list[dict[str, Any]]:
 SCORES = ("val clean", "val pgd-10", "test clean", "test worst")
 
 
+ALPHA = 0.05
+"""Level of the tests between runs."""
+
+
 def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """What differs between runs: settings, accuracies on the test set, and exact McNemar tests on the same examples.
 
     Returns:
-        `runs` (names), `settings` (differing ones, a value per run), `accuracy` (`"best pgd-50"` and so on, an interval
-        or None per run) and `paired` (one entry per pair and attack that both have on the same examples).
+        `runs` (names), `selection` (the split that each was selected on), `settings` (differing ones, a value per run;
+        of a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval
+        or None per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the
+        difference of the accuracies with its interval, p, p after Holm's correction over all entries, and whether that
+        is below `alpha`), `alpha`, and `correction`, None where there is a single test.
     """
     tables = [flat(_settings(run.call)) for run in runs]
     keys = list(dict.fromkeys(key for one in tables for key in one))
     settings = {key: [one.get(key) for one in tables] for key in keys}
     outcomes = [_outcomes(run) for run in runs]
     attacks = list(dict.fromkeys(key for one in outcomes for key in one))
-    paired = []
+    paired: list[dict[str, Any]] = []
     for key in attacks:
         for a, b in combinations(range(len(runs)), 2):
             one, two = outcomes[a].get(key), outcomes[b].get(key)
@@ -63,24 +71,53 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
                 int((~one["correct"] & two["correct"]).sum()),
             )
             names = {"a": str(runs[a].path), "b": str(runs[b].path)}
-            counts = {"n": len(one["y"]), "only_a": only_a, "only_b": only_b, "p": mcnemar(only_a, only_b)}
-            paired.append({"key": key, **names, **counts})
+            counts = {"n": len(one["y"]), "only_a": only_a, "only_b": only_b}
+            difference = vars(paired_difference(only_a, only_b, len(one["y"])))
+            paired.append({"key": key, **names, **counts, "difference": difference, "p": mcnemar(only_a, only_b)})
+    for line, adjusted in zip(paired, holm([line["p"] for line in paired]), strict=True):
+        line |= {"p_holm": adjusted, "significant": adjusted < ALPHA}
     return {
         "runs": [str(run.path) for run in runs],
+        "selection": [selected_on(run.call) for run in runs],
         "settings": {key: values for key, values in settings.items() if any(v != values[0] for v in values)},
         "accuracy": {key: [one[key]["accuracy"] if key in one else None for one in outcomes] for key in attacks},
         "paired": paired,
+        "alpha": ALPHA,
+        "correction": "holm" if len(paired) > 1 else None,
     }
+
+
+def _method(call: dict[str, Any]) -> str:
+    """What the weights were trained with, and then fine-tuned."""
+    tuned = f" + {call['finetune']['name']}" if "finetune" in call else ""
+    return f"{call['method']['name']}{tuned}"
 
 
 def _state(run: Run) -> str:
     run.rows()  # says so if they are damaged
     if "imported" in run.call:
         return "imported"
+    if "finetune" in run.call:
+        return _tuning_state(run)
     if run.checkpoint("final").is_file():
         return "done"
     last = run.checkpoint("last")
     return f"step {read_header(last)['step']}" if last.is_file() else "not begun"
+
+
+def _tuning_state(run: Run) -> str:
+    """How far a fine-tuning has come: criticality, training in a run of its own, interpolation."""
+    if run.checkpoint("final").is_file() and (run.path / "line.json").is_file():
+        return "done"
+    part = Run(run.path / "finetune", {})
+    if part.checkpoint("final").is_file():
+        return "fine-tuned, not interpolated"
+    last = part.checkpoint("last")
+    if last.is_file():
+        return f"fine-tuning, step {read_header(last)['step']}"
+    if (run.path / "layers.json").is_file():
+        return "fine-tuning, step 0"
+    return "measuring criticality" if (run.path / "criticality.partial.json").is_file() else "not begun"
 
 
 def _scores(run: Run) -> dict[str, float | None]:
@@ -113,7 +150,12 @@ def _current(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _settings(call: dict[str, Any]) -> dict[str, Any]:
-    return {key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "versions")}
+    """What runs may differ in, their names and the measurements of their final tables aside."""
+    found = {key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "versions")}
+    if "finetune" in call:
+        base = {key: value for key, value in call["finetune"]["base"].items() if key != "sha256"}
+        found["finetune"] = {**call["finetune"], "base": base}
+    return {**found, "selection": {"split": selected_on(call)}}
 
 
 def _outcomes(run: Run) -> dict[str, dict[str, Any]]:

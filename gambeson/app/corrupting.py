@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import CorruptionOptions
-from gambeson.app.parsing import parse_run
+from gambeson.app.parsing import name_of, parse_run
 from gambeson.core.errors import InputError, nearest, require_known
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def corruptions(args: list[str]) -> int:
         "checkpoint": checkpoint,
         "step": step,
         "data": data.facts.name,
+        "selection": run.call.get("selection"),
         "set": options.set if options.corruptions is None else None,
         "source": "published" if options.published else "generated",
         "parameters": None if options.published else table_name(task.size),
@@ -84,8 +85,10 @@ def corruptions(args: list[str]) -> int:
     notes = [] if options.published else [GENERATED_NOTE]
     notes += [FROST_NOTE] if generated_frost else []
     record: dict[str, Any] = {**report.to_dict(), "notes": notes, "versions": versions()}
-    stem = f"corruptions-{Path(checkpoint).stem}-{described['set'] or 'named'}"
+    stem = f"corruptions-{Path(checkpoint).stem}-{options.set}" if options.corruptions is None else ""
+    stem = stem or name_of(f"corruptions-{Path(checkpoint).stem}", options, "corruptions")
     stem += "-published" if options.published else ""
+    stem = name_of(stem, options, "severities", "test_size", "frost_textures", "seed")
     out = Path(options.out) if options.out else run.path / "diagnosis" / f"{stem}.png"
     out.parent.mkdir(exist_ok=True)
     draw_corruptions(report, out, f"{run.path.name}, {data.facts.name}")
@@ -97,6 +100,7 @@ def corruptions(args: list[str]) -> int:
         print(json.dumps(record, indent=2))
     else:
         print_corruptions(report, notes)
+        show.stamp(record["selection"])
     print(f"wrote {out}, {out.with_suffix('.json')} and {out.with_suffix('.npz')}", file=sys.stderr)
     return 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import CriticalityOptions
-from gambeson.app.parsing import parse_run
+from gambeson.app.parsing import name_of, parse_run
 from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
@@ -24,8 +24,12 @@ def criticality(args: list[str]) -> int:
     """`gambeson diagnose criticality RUN [options]`."""
     description = "Measure how much robust loss every layer's weights can cost inside a small ball (MRC, RiFT)."
     path, options = parse_run("diagnose criticality", description, CriticalityOptions, args)
-    if not 0 <= options.memory < 1e6:
-        raise InputError(f"--memory must be gigabytes from 0, got {options.memory:g}")
+    if not 0 < options.memory < 1e6:
+        raise InputError(f"--memory must be gigabytes above 0, got {options.memory:g}")
+    if options.rel_step_size == 0:
+        raise InputError("--rel-step-size must be above 0: an attack that makes no step finds nothing")
+    if options.modules is not None and not options.modules.replace(",", " ").strip():
+        raise InputError(f"--modules names no layer, got {options.modules!r}", hint="leave it out for all layers")
     from gambeson.app import build, findings
     from gambeson.diagnosis import draw_criticality
     from gambeson.diagnosis.pictures import require_picture
@@ -39,11 +43,9 @@ def criticality(args: list[str]) -> int:
     build.use_threads(run.call)
     model, _, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
     data = build.splits(run.call, options.data_dir)
-    out = (
-        Path(options.out)
-        if options.out
-        else run.path / "diagnosis" / f"criticality-{options.protocol}-{name}-{options.split}.svg"
-    )
+    stem = f"criticality-{options.protocol}-{name}-{options.split}"
+    stem = name_of(stem, options, "size", "modules", "rel_step_size", "argmin_only", "seed")
+    out = Path(options.out) if options.out else run.path / "diagnosis" / f"{stem}.svg"
     out.parent.mkdir(exist_ok=True)
     found = search(
         model,
@@ -66,6 +68,7 @@ def criticality(args: list[str]) -> int:
         "step": step,
         "data": data.facts.name,
         "split": options.split,
+        "selection": run.call.get("selection"),
         "rel_step_size": options.rel_step_size,
         "seed": options.seed,
         **found.to_dict(),
@@ -91,8 +94,8 @@ def protocol_of(name: str) -> Any:
     return PROTOCOLS[name]
 
 
-def choose_split(data: Splits, split: str, size: int | None) -> Examples:
-    """The examples of a split, or the first `size` of them.
+def choose_split(data: Splits, split: str, size: int | None, instead: str = "--split test") -> Examples:
+    """The examples of a split, or the first `size` of them; `instead` are the options that take the test split.
 
     Raises:
         InputError: An unknown or empty split, or a size that does not fit.
@@ -102,7 +105,7 @@ def choose_split(data: Splits, split: str, size: int | None) -> Examples:
     if len(examples) == 0:
         raise InputError(
             f"the {split} split is empty: the run held nothing out",
-            hint="look at the test split, which then selects on test, or train with --val-fraction 0.05",
+            hint=f"{instead}, which then selects on test, or train with --val-fraction 0.05",
         )
     if size is not None and not 1 <= size <= len(examples):
         raise InputError(f"between 1 and the {len(examples)} images of the {split} split can be taken, got {size}")

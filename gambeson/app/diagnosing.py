@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gambeson.app.critical import criticality
+from gambeson.app.eps_curve import eps
 from gambeson.app.options import CamOptions
 from gambeson.app.parsing import UsageError, parse_run
 from gambeson.app.regional import regions
@@ -24,7 +25,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|regions [options]`."""
+    """`gambeson diagnose cam|criticality|eps|regions [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -98,8 +99,8 @@ def cam(args: list[str]) -> int:
         **found.to_dict(),
     }
     if budget and origin == "run":
-        eps = float(recipe.threat.eps)
-        record["budget"] = {"eps": eps, "eps_low": budget.eps_low, "mean": found.mean_budget(eps, budget.eps_low)}
+        full = float(recipe.threat.eps)
+        record["budget"] = {"eps": full, "eps_low": budget.eps_low, "mean": found.mean_budget(full, budget.eps_low)}
     record["versions"] = versions()
     out = Path(options.out) if options.out else run.path / "diagnosis" / "cam.png"
     out.parent.mkdir(exist_ok=True)
@@ -134,5 +135,6 @@ def _choose(options: CamOptions, budget: PixelBudget | None) -> tuple[Rule, CAM,
 TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "cam": (cam, "class-activation maps of a run, and the pixels that they give the full budget"),
     "criticality": (criticality, "how much robust loss every layer's weights can cost (MRC): which layer to fine-tune"),
+    "eps": (eps, "accuracy against the budget, and how far images must be moved (DeepFool)"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
 }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
-from gambeson.app.show import budget, interval, new_table, out, print_table
+from gambeson.app.show import budget, interval, new_table, out, print_table, short, stamp
 
 if TYPE_CHECKING:
     from gambeson.diagnosis import Regions
@@ -94,16 +94,71 @@ def criticality(record: Mapping[str, Any]) -> None:
         style="dim",
         soft_wrap=True,
     )
+    stamp(record.get("selection"))
+    if any(row["mrc"] < 0 for row in rows.values()):
+        why = " (this protocol keeps the last weights)" if record["protocol"]["reduce"] == "last" else ""
+        out.print(
+            "[bold]note[/bold]: a negative MRC is one whose search ended below the loss that it began with"
+            f"{why}; the maximum over the ball, to which no change at all belongs, is never"
+            " negative",
+            soft_wrap=True,
+        )
     if record["split"] == "test":
         out.print("[bold]measured on test[/bold]: what is chosen by it is selected on test", soft_wrap=True)
     if record["untraced"]:
         out.print(f"the model could not be traced, every pass was a whole one: {escape(record['untraced'])}")
 
 
-def line(record: Mapping[str, Any]) -> None:
-    """The table of an interpolation, from its record."""
+def eps(record: Mapping[str, Any]) -> None:
+    """The table of `diagnose eps`, from its record, and what to think of it."""
     from gambeson.evaluation import Interval
 
+    where = f"checkpoint {record['checkpoint']} (step {record['step']}), {record['data']} {record['split']}"
+    own = f"the run's budget is {record['budget']['norm']} {short(record['budget']['eps'])}"
+    out.print(f"{escape(record['run'])}, {where}, {record['norm']}, n = {record['n']}; {own}", soft_wrap=True)
+    minimal = record["minimal"]
+    table = new_table("eps", f"{record['attack']}, % [95 %]", *(("deepfool, %", "only deepfool") if minimal else ()))
+    for number, point in enumerate(record["points"]):
+        budget = point["eps"]
+        cells = [interval(Interval(**{key: value for key, value in point.items() if key != "eps"}))]
+        if minimal:
+            cells += [f"{100 * minimal['points'][number]['value']:.1f}", str(minimal["only_deepfool"][number])]
+        table.add_row("clean" if budget == 0 else short(budget), *cells)
+    print_table(table)
+    if minimal and minimal["moved"]:
+        ends = [f"{minimal[key]:.4g}" for key in ("lower_quartile", "median", "upper_quartile")]
+        out.print(
+            f"DeepFool moved {minimal['moved']} images (median norm {ends[1]}, quartiles {ends[0]} and {ends[2]});"
+            f" {minimal['wrong']} are wrong as they are, of {minimal['not_found']} the class did not change",
+            soft_wrap=True,
+        )
+    note = "an image that fell at a smaller budget counts as fallen at every larger one"
+    if minimal:
+        note += f"; only deepfool: images that {record['attack']} left standing there and DeepFool did not"
+    out.print(note, style="dim", soft_wrap=True)
+    stamp(record.get("selection"))
+    if record["failed"]:
+        out.print(
+            f"[bold red]NaN or infinite pixels were returned {record['failed']} times[/bold red]; the clean images were"
+            " judged. The model's gradient is broken: this curve means little.",
+            soft_wrap=True,
+        )
+    if record["warning"]:
+        out.print(f"[bold]note[/bold]: {record['warning']}", soft_wrap=True)
+
+
+def line(record: Mapping[str, Any]) -> None:
+    """The table of an interpolation, from its record; between two runs it says first which they are."""
+    from gambeson.evaluation import Interval
+
+    if "runs" in record:
+        of = zip(record["runs"], record["checkpoints"], record["steps"], strict=True)
+        ends = [f"{run}, checkpoint {name} (step {step})" for run, name, step in of]
+        out.print(escape(f"alpha 0: {ends[0]}; alpha 1: {ends[1]}"), soft_wrap=True)
+        statistics = record["reestimate_bn"]
+        how = f"; between them BatchNorm re-estimated from {statistics:,} training images" if statistics else ""
+        n = record["points"][0]["clean"]["n"]
+        out.print(escape(f"{record['data']} {record['split']}, n = {n}{how}"), soft_wrap=True)
     table = new_table("alpha", "clean, % [95 %]", "pgd-10, % [95 %]", "")
     for point in record["points"]:
         cells = [interval(Interval(**point[key])) for key in ("clean", "robust")]
@@ -111,15 +166,18 @@ def line(record: Mapping[str, Any]) -> None:
     print_table(table)
     out.print(
         f"{record['split']}, interpolating {record['entries']}; chosen: the highest clean accuracy with pgd-10 not more"
-        f" than {100 * record['tolerance']:g} points below alpha 0",
+        f" than {100 * record['tolerance']:g} points below alpha 0; of equals the higher pgd-10, then the smaller"
+        " alpha",
         style="dim",
         soft_wrap=True,
     )
     if record["split"] == "test":
         out.print("[bold]selected on test[/bold]: the chosen point's numbers are optimistic", soft_wrap=True)
+    for run, selection in zip(record.get("runs", ()), record.get("selection", ()), strict=True):
+        stamp(selection, run)
 
 
-def finetuned(reports: Mapping[str, Report], alpha: float, *, selected_on_test: bool) -> None:
+def finetuned(reports: Mapping[str, Report], alpha: float, selection: Mapping[str, Any]) -> None:
     """The table of the base model, the fine-tuned one and the interpolated one on the test set."""
     from gambeson.evaluation import mcnemar
 
@@ -137,8 +195,31 @@ def finetuned(reports: Mapping[str, Report], alpha: float, *, selected_on_test: 
         verdict = "" if p < 0.05 else ", not significant"
         points = 100 * (gained - lost) / len(before)
         out.print(f"{attack}: final minus base {points:+.2f} points (McNemar p = {p:.2g}{verdict})")
-    if selected_on_test:
-        out.print("[bold]selected on test[/bold]: these numbers are optimistic", soft_wrap=True)
+    stamp(selection)
+
+
+def examination(record: Mapping[str, Any]) -> None:
+    """The table of `doctor`, from its record."""
+    of = record["of"] if record["step"] is None else f"{record['of']}, checkpoint {record['checkpoint']}"
+    of += "" if record["step"] is None else f" (step {record['step']})"
+    budget = f"{record['norm']} eps {short(record['eps'])}"
+    ran = f"the model was run on {record['examined']} of {record['n']:,} images" if record["examined"] else ""
+    out.print(
+        escape(f"{of}, {record['data']} {record['split']}, {budget}: {ran or 'the model was not run'}"), soft_wrap=True
+    )
+    styles = {"pass": "green", "warn": "bold yellow", "error": "bold red"}
+    table = new_table("check", "result", "found", left=3)
+    for row in record["findings"]:
+        style = styles[row["level"]]
+        table.add_row(row["check"], f"[{style}]{row['level']}[/{style}]", escape(row["message"]))
+        if row["hint"]:
+            table.add_row("", "", escape(f"hint: {row['hint']}"), style="dim")
+    print_table(table)
+    errors, warnings = (f"{record[key]} {key[:-1] if record[key] == 1 else key}" for key in ("errors", "warnings"))
+    if record["errors"]:
+        out.print(f"[bold red]{errors}[/bold red], {warnings}: an evaluation would be wrong", soft_wrap=True)
+    else:
+        out.print(f"{errors}, {warnings}", soft_wrap=True)
 
 
 def regions(found: Regions, data: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from gambeson.core.errors import CheckpointError, InputError
 from gambeson.engine.settings import Settings
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from gambeson.core.types import Task
     from gambeson.engine.run import Run
@@ -22,6 +22,25 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-6
 """Constants of the normalisation that differ by less are the same number in float32."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint that something else trained, understood.
+
+    Attributes:
+        call: The record of a run of it.
+        task: The data, with the normalisation of the options.
+        key: Where in the file the state dict was found, None for the file as a whole.
+        fitted: Its weights under our names.
+        model: The network with these weights.
+    """
+
+    call: dict[str, Any]
+    task: Task
+    key: str | None
+    fitted: Fitted
+    model: nn.Module
 
 
 def import_(args: list[str]) -> int:
@@ -91,21 +110,61 @@ def import_weights(file: Path, options: ImportOptions, *, command: Sequence[str]
             file.
     """
     from gambeson.app import build
-    from gambeson.data import FACTS
     from gambeson.engine.checkpoint import save_checkpoint
     from gambeson.engine.run import Run
-    from gambeson.models import create
-    from gambeson.models.foreign import find_weights, fit_names, fitting_models, read_content
 
     stem = f"{build.data_stem(options.data)}-{build.EXTERNAL}"
     folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), stem)
-    Run.require_new(folder)
+    Run.require_new(folder, hint="choose another directory with --run")
+    foreign = read_foreign(file, options)
+    call, fitted = foreign.call, foreign.fitted
+    imported = {
+        "file": str(file),
+        "sha256": _digest(file),
+        "key": foreign.key,
+        "renamed": fitted.renamed,
+        "dropped": list(fitted.dropped),
+    }
+    words = {} if command is None else {"command": list(command)}
+    run = Run.create(folder, {**words, **call, "imported": imported})
+    header = {
+        "method": call["method"]["name"],
+        "model": call["model"],
+        "recipe": repr(build.recipe(call)),
+        "task": asdict(foreign.task),
+        "settings": asdict(Settings()),
+        "step": 0,
+        "best": None,
+    }
+    save_checkpoint(run.checkpoint("final"), {f"model/{name}": t for name, t in fitted.weights.items()}, header)
+    return run
+
+
+def read_foreign(file: Path, options: ImportOptions) -> Foreign:
+    """The network of a foreign checkpoint, in memory.
+
+    Args:
+        file: As in `gambeson.models.foreign.read_weights`.
+        options: What the weights are of.
+
+    Raises:
+        CheckpointError: The file cannot be read, does not fit the model, or normalises otherwise than the task.
+        InputError: An option does not fit.
+
+    Warns:
+        GambesonWarning: As `import_weights`.
+    """
+    from gambeson.app import build
+    from gambeson.data import FACTS
+    from gambeson.models import create
+    from gambeson.models.foreign import find_weights, fit_names, fitting_models, read_content
+
     call = _call(options)
     key, weights = find_weights(read_content(file), file, key=options.key)
     facts = FACTS[options.data] if options.data in FACTS and options.size is None else build.splits(call).facts
     task = _normalised(facts.task, options)
     call["method"]["args"]["eps"] = _eps(options, facts.eps)
-    recipe = build.recipe(call)
+    build.recipe(call)  # refuses the budget before any work
     model = create(call["model"]["name"], task, width=options.width, seed=0)
     try:
         fitted = fit_names(weights, model, file)
@@ -116,26 +175,8 @@ def import_weights(file: Path, options: ImportOptions, *, command: Sequence[str]
         raise CheckpointError(error.message, hint=f"the names and shapes fit --model {' or '.join(fit)}") from None
     _check_normalisation(fitted, task, file)
     _warn_of_twins(call["model"]["name"], weights, fitted, task, options)
-    imported = {
-        "file": str(file),
-        "sha256": _digest(file),
-        "key": key,
-        "renamed": fitted.renamed,
-        "dropped": list(fitted.dropped),
-    }
-    words = {} if command is None else {"command": list(command)}
-    run = Run.create(folder, {**words, **call, "imported": imported})
-    header = {
-        "method": call["method"]["name"],
-        "model": call["model"],
-        "recipe": repr(recipe),
-        "task": asdict(task),
-        "settings": asdict(Settings()),
-        "step": 0,
-        "best": None,
-    }
-    save_checkpoint(run.checkpoint("final"), {f"model/{name}": t for name, t in fitted.weights.items()}, header)
-    return run
+    model.load_state_dict(fitted.weights)
+    return Foreign(call, task, key, fitted, model)
 
 
 def _call(options: ImportOptions) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gambeson.app.critical import choose_split
 from gambeson.app.options import InterpolateOptions
-from gambeson.app.parsing import Parser, UsageError, options_of, split_words
+from gambeson.app.parsing import Parser, UsageError, name_of, options_of, split_words
 from gambeson.core.errors import CheckpointError, InputError, require_known
 
 
@@ -32,6 +32,7 @@ def interpolate(args: list[str]) -> int:
         raise InputError(f"--reestimate-bn must be at least 1 image, got {options.reestimate_bn}")
     if options.tolerance < 0:
         raise InputError(f"--tolerance must be at least 0 points, got {options.tolerance:g}")
+    names = chosen_checkpoints(options.checkpoint)
     from gambeson.app import build, findings, show
     from gambeson.attacks.pgd import PGD
     from gambeson.diagnosis.pictures import require_picture
@@ -44,12 +45,16 @@ def interpolate(args: list[str]) -> int:
     first, second = (build.open_run(Path(word)) for word in words)
     build.use_threads(first.call)
     where = build.device(options.device)
-    model, task, name, step = build.load_model(first, options.checkpoint, where)
-    other, other_task, other_name, other_step = build.load_model(second, options.checkpoint, where)
+    model, task, name, step = build.load_model(first, names[0], where)
+    other, other_task, other_name, other_step = build.load_model(second, names[1], where)
     if task != other_task:
         raise CheckpointError(f"{first.path} and {second.path} are models of different data: {task} and {other_task}")
     data = build.splits(first.call, options.data_dir)
     examples = choose_split(data, options.split, options.size)
+    if options.reestimate_bn is not None and options.reestimate_bn > len(data.train):
+        raise InputError(
+            f"--reestimate-bn can take the {len(data.train):,} training images at most, got {options.reestimate_bn}"
+        )
     with show.progress(options.json) as bar:
         progress = bar.add_task("interpolating", total=len(examples) * len(alphas))
         found = walk(
@@ -75,6 +80,7 @@ def interpolate(args: list[str]) -> int:
         "steps": [step, other_step],
         "data": data.facts.name,
         "split": options.split,
+        "selection": [run.call.get("selection") for run in (first, second)],
         "entries": options.entries,
         "reestimate_bn": options.reestimate_bn,
         "pgd_runs": options.pgd_runs,
@@ -83,8 +89,10 @@ def interpolate(args: list[str]) -> int:
         **found.to_dict(),
         "versions": versions(),
     }
-    named = f"line-from-{first.path.name}-{other_name}-{options.split}"
+    named = f"line-from-{first.path.name}-{name}{f'-to-{other_name}' * (other_name != name)}-{options.split}"
     named += "" if options.entries == "full-state" else f"-{options.entries}"
+    shaping = ("alphas", "size", "reestimate_bn", "tolerance", "pgd_runs", "rel_step_size", "seed")
+    named = name_of(named, options, *shaping)
     out = Path(options.out) if options.out else second.path / "diagnosis" / f"{named}.svg"
     out.parent.mkdir(exist_ok=True)
     draw_line(found, out, f"{first.path.name} to {second.path.name}")
@@ -92,3 +100,22 @@ def interpolate(args: list[str]) -> int:
     print(json.dumps(record, indent=2)) if options.json else findings.line(record)
     print(f"wrote {out} and {out.with_suffix('.json')}", file=sys.stderr)
     return 0
+
+
+def chosen_checkpoints(text: str) -> tuple[str, str]:
+    """The checkpoints of the first and the second run: one name for both, or two, comma-separated.
+
+    Raises:
+        InputError: None, or more than two.
+
+    Examples:
+        >>> chosen_checkpoints("base, finetuned")
+        ('base', 'finetuned')
+    """
+    words = [word.strip() for word in text.split(",")]
+    if len(words) > 2 or not all(words):
+        raise InputError(
+            f"--checkpoint names one checkpoint of both runs or one of each, got {text!r}",
+            hint="such as --checkpoint best,finetuned",
+        )
+    return words[0], words[-1]

@@ -27,7 +27,7 @@ def runs(args: list[str]) -> int:
     if not words or words[0] not in ("list", "compare"):
         hint = nearest(words[0], ("list", "compare")) if words else None
         raise UsageError("runs needs `list`, or `compare` and at least two runs", hint=hint)
-    from gambeson.app import build, compare, show
+    from gambeson.app import build, compare, show, side_by_side
 
     if words[0] == "list":
         if len(words) > 1:
@@ -48,7 +48,7 @@ def runs(args: list[str]) -> int:
     if len(found) < 2:
         raise UsageError("runs compare needs at least two runs, or one with --plot FILE")
     comparison = compare.compare(found)
-    print(json.dumps(comparison, indent=2)) if options.json else show.comparison(comparison)
+    print(json.dumps(comparison, indent=2)) if options.json else side_by_side.comparison(comparison)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import EvaluateOptions
@@ -20,28 +21,38 @@ def evaluate(args: list[str]) -> int:
     description = "Measure clean and robust accuracy; outcomes per example are kept in the run."
     path, options = parse_run("evaluate", description, EvaluateOptions, args)
     check_attacks(options.attack, options.test_size)
+    require_known("split", options.split, ("test", "val"))
+    if options.search_dtype is not None:
+        require_known("search dtype", options.search_dtype, DTYPES)
+    from gambeson.app.processes import together
+
+    with together(options.device) as (rank, where):
+        return _evaluate(path, options, where, first=rank == 0)
+
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+"""Types in which ensembles may search."""
+
+
+def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool) -> int:
+    """Evaluate; of several processes the `first` one writes and prints."""
     from gambeson.app import build, show
     from gambeson.core.threat import create_threat
     from gambeson.data import load
 
-    require_known("split", options.split, ("test", "val"))
     run = build.open_run(path)
     build.use_threads(run.call)
     threat = build.recipe(run.call).threat
     if options.eps is not None or options.norm is not None:
         threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
-    model, task, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
+    model, task, name, step = build.load_model(run, options.checkpoint, build.device(device))
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
         splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
     else:
         splits = build.splits(run.call, options.data_dir)
     facts = splits.facts
-    if (facts.num_classes, facts.channels, facts.size) != (task.num_classes, task.channels, task.size):
-        raise InputError(
-            f"the checkpoint takes {task.channels}x{task.size}x{task.size} images of {task.num_classes} classes,"
-            f" {facts.name} has {facts.channels}x{facts.size}x{facts.size} images of {facts.num_classes}"
-        )
+    build.require_fit(task, facts)
     examples = splits.test if options.split == "test" else splits.val
     if len(examples) == 0:
         raise InputError(
@@ -58,8 +69,12 @@ def evaluate(args: list[str]) -> int:
         facts.class_names,
         options.batch_size,
         options.seed,
-        options.json,
+        options.json or not first,
+        ledger=run.path / "autoattack",
+        search_dtype=options.search_dtype,
     )
+    if not first:
+        return 0
     described = {"checkpoint": name, "step": step, "data": facts.name, "split": options.split}
     record = save_report(run, report, described)
     if options.json:
@@ -70,6 +85,7 @@ def evaluate(args: list[str]) -> int:
             f"{run.path.name}, checkpoint {name} (step {step}), {facts.name} {options.split}",
             per_class=options.per_class,
         )
+        show.stamp(record["selection"])
     return 0
 
 
@@ -83,8 +99,13 @@ def measure(
     batch_size: int = 256,
     seed: int = 0,
     quiet: bool = False,
+    *,
+    ledger: Path | None = None,
+    search_dtype: str | None = None,
 ) -> Report:
-    """Evaluate with a progress bar on the terminal."""
+    """Evaluate with a progress bar on the terminal; ensembles keep what they find in `ledger`, and say every stage."""
+    import torch
+
     from gambeson.app import show
     from gambeson.evaluation import evaluate as run_evaluation
 
@@ -103,22 +124,36 @@ def measure(
             batch_size=batch_size,
             seed=seed,
             progress=lambda done: bar.advance(task, done),
+            ledger=ledger,
+            stages=None if quiet else show.stage,
+            search_dtype=getattr(torch, DTYPES[search_dtype]) if search_dtype else None,
         )
 
 
 def save_report(run: Run, report: Report, described: dict[str, Any]) -> dict[str, Any]:
-    """Keep a report in the run: JSON, and the outcomes per example beside it. Nothing older is overwritten."""
+    """Keep a report in the run: JSON, and the outcomes per example beside it. Nothing older is overwritten.
+
+    The record says what the run was selected on: a number of one that was selected on test is optimistic.
+    """
     import numpy as np
 
     from gambeson.engine.run import versions, write_json
+    from gambeson.evaluation.robustbench import model_info
 
-    record = {**described, **report.to_dict(), "versions": versions()}
+    record = {**described, "selection": run.call.get("selection"), **report.to_dict(), "versions": versions()}
     stem = f"{described['checkpoint']}-{described['split']}-" + "-".join(report.outcomes).replace("clean-", "")
     folder, number = run.path / "evaluations", 1
     while (folder / f"{stem}-{number}.json").exists():
         number += 1
     arrays = {"y": report.y.numpy(), **{name: correct.numpy() for name, correct in report.outcomes.items()}}
     np.savez_compressed(folder / f"{stem}-{number}.npz", **arrays)  # type: ignore[arg-type]
+    whole = report.settings.get("ensembles", {}).get("autoattack")
+    if whole and described["split"] == "test":
+        model = run.call["model"]
+        architecture = model["name"] + (f"-width-{model['width']}" if model.get("width") else "")
+        info = model_info(whole, name=run.path.name, dataset=described["data"], architecture=architecture)
+        (run.path / "robustbench").mkdir(exist_ok=True)
+        write_json(run.path / "robustbench" / f"{stem}-{number}.json", info)
     write_json(folder / f"{stem}-{number}.json", record)
     return record
 
@@ -137,12 +172,12 @@ def check_attacks(attacks: str, size: int | None) -> None:
     Raises:
         InputError: One of the two.
     """
-    from gambeson.evaluation import parse_attack
+    from gambeson.evaluation import require_attack
 
     if size is not None and size < 1:
         raise InputError(f"--test-size must be at least 1, got {size}")
     for name in attack_names(attacks):
-        parse_attack(name)
+        require_attack(name)
 
 
 def attack_names(attacks: str) -> list[str]:

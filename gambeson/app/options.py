@@ -50,7 +50,7 @@ class EvaluateOptions:
     """What to measure.
 
     Args:
-        attack: Attacks, comma-separated: clean, fgsm, pgd-K, pgd-K-R (K steps, R restarts), mma-K, mm3, mm9, mm+.
+        attack: Attacks, comma-separated, such as clean,pgd-50-10,autoattack; see `gambeson list attacks`.
         checkpoint: best (by validation), final, or last.
         eps: Budget; default the run's.
         norm: Linf or L2; default the run's.
@@ -60,6 +60,7 @@ class EvaluateOptions:
         data_dir: Folder with the data set's files.
         batch_size: Images at a time.
         seed: Seed of the random starts.
+        search_dtype: bf16 or fp16: AutoAttack searches in it, and every fall is confirmed in float32.
         device: auto, cpu, cuda, cuda:N or mps.
         per_class: Print accuracies by class.
         json: Print JSON instead of tables.
@@ -75,6 +76,7 @@ class EvaluateOptions:
     data_dir: str | None = None
     batch_size: int = 256
     seed: int = 0
+    search_dtype: str | None = None
     device: str = "auto"
     per_class: bool = False
     json: bool = False
@@ -111,6 +113,45 @@ class ImportOptions:
     data_dir: str | None = None
     val_fraction: float = 0.05
     size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """What to examine, and for which attacks.
+
+    Args:
+        checkpoint: best (by validation), final, or last; of a run.
+        eps: Budget of the attacks to come, as 8/255 or 0.03; default the run's, or the data set's.
+        norm: Linf or L2; default the run's, or Linf.
+        split: test or val.
+        images: Images on which the model is run, evenly over the split.
+        model: Network of a checkpoint file, see `gambeson list models`.
+        data: Data set of a checkpoint file, or another one with the same classes for a run.
+        width: Channels of the network's first stage; default the papers'. For a file.
+        key: Where in the file the state dict is, such as net or last.model.
+        mean: Means of the channels that it normalises with, on the scale of [0, 1]; default the data set's. For a file.
+        std: Standard deviations, likewise.
+        size: Side to which a folder's images are resized, pixels.
+        data_dir: Folder with the data set's files.
+        device: auto, cpu, cuda, cuda:N or mps.
+        json: Print JSON instead of a table.
+    """
+
+    checkpoint: str = "best"
+    eps: float | None = None
+    norm: str | None = None
+    split: str = "test"
+    images: int = 64
+    model: str | None = None
+    data: str | None = None
+    width: int | None = None
+    key: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: int | None = None
+    data_dir: str | None = None
+    device: str = "auto"
+    json: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +316,41 @@ class CriticalityOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EpsOptions:
+    """At which budgets to attack a run.
+
+    Args:
+        eps_grid: Budgets, as 0:16/255:2/255 (start, end, step) or 0,2/255,4/255; default nine, up to twice the run's.
+        attack: One attack: fgsm, pgd-K, pgd-K-R (K steps, R restarts), mma-K, mm3, mm9, mm+.
+        norm: Linf or L2; default the run's. Another one than the run's needs --eps-grid.
+        minimal: Measure minimal norms with DeepFool too: histogram, and their curve beside the attack's.
+        split: test or val.
+        test_size: Only that many images.
+        checkpoint: best (by validation), final, or last.
+        seed: Seed of the random starts.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json and .npz; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    eps_grid: str | None = None
+    attack: str = "pgd-50"
+    norm: str | None = None
+    minimal: bool = False
+    split: str = "test"
+    test_size: int | None = None
+    checkpoint: str = "best"
+    seed: int = 0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiftOptions:
     """What to fine-tune, where it is selected, and where the result goes.
 
@@ -290,7 +366,8 @@ class RiftOptions:
         bn: update (training mode moves the statistics of every BatchNorm, as the release) or frozen.
         entries: What is interpolated: full-state (BatchNorm's statistics too, as the release) or parameters.
         alphas: Grid of the interpolation, as 0,0.5,1 or 0:1:0.1; with 0.
-        tolerance: By how many points robust accuracy may fall.
+        tolerance: By how many points robust accuracy may fall. Of the alphas that keep to it the highest clean accuracy
+            is taken, of equals the most robust one, then the smallest alpha.
         pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts (the paper: 3).
         rel_step_size: Step of PGD-10 as a multiple of eps; the release types 2/225, 0.2833.
         checkpoint: Checkpoint to start from: best, final or last.
@@ -335,10 +412,12 @@ class InterpolateOptions:
         reestimate_bn: Re-estimate BatchNorm's statistics from that many clean training images at every alpha between.
         split: val or test.
         size: That many images only.
-        tolerance: By how many points robust accuracy may fall for the alpha that is named.
+        tolerance: By how many points robust accuracy may fall for the alpha that is named: the highest clean accuracy
+            among those, of equals the most robust one, then the smallest alpha.
         pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts.
         rel_step_size: Step of PGD-10 as a multiple of eps.
-        checkpoint: Checkpoint of both runs: best, final or last.
+        checkpoint: Checkpoint of both runs, or one for each, comma-separated: best, final or last; of a fine-tuned run
+            base or finetuned too.
         seed: Seed of the attack's starts.
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.

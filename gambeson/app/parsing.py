@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import inspect
 import re
 from argparse import SUPPRESS, Action
@@ -45,6 +46,7 @@ class Parser(ArgumentParser):
         )
         self.flags: set[str] = set()
         self.numbers: set[str] = set()
+        self.lists: set[str] = set()
 
     def add(self, schema: Callable[..., Any], *, skip: Collection[str] = (), **defaults: Any) -> list[str]:
         """Add the parameters of a function or dataclass, but for those in `skip`, as options; returns their names."""
@@ -57,6 +59,7 @@ class Parser(ArgumentParser):
         self.set_defaults({name: value for name, value in defaults.items() if name in names})
         self.flags |= flags_of(schema)
         self.numbers |= {name for name, kind in _kinds(schema).items() if kind.startswith("float")}
+        self.lists |= {name for name, kind in _kinds(schema).items() if kind.startswith("tuple[float")}
         return names
 
     def say(self, option: str, text: str) -> None:
@@ -109,6 +112,8 @@ class Parser(ArgumentParser):
                 if not rest or (rest[0].startswith("-") and not NEGATIVE.match(rest[0])):
                     raise UsageError(f"{name} needs a value")
                 value = rest.pop(0)
+            if plain in self.lists:
+                value = _numbers(plain, value)
             result.append(f"--{plain}={_number(value) if plain in self.numbers else value}")
         return result
 
@@ -195,6 +200,19 @@ def _number(word: str) -> str:
     return repr(parse_eps(word)) if RATIO.fullmatch(word) else word
 
 
+def _numbers(option: str, text: str) -> str:
+    """A list of numbers, `0.5,0.75` or `[0.5, 0.75]`, as the parser wants it."""
+    words = [_number(word.strip()) for word in text.strip().removeprefix("[").removesuffix("]").split(",")]
+    words = [word for word in words if word]
+    try:
+        return str([float(word) for word in words])
+    except ValueError:
+        name = f"--{option.replace('_', '-')}"
+        raise UsageError(
+            f"{name} needs numbers, comma-separated, got {text!r}", hint=f"such as {name} 0.5,0.75"
+        ) from None
+
+
 def load_yaml(text: str) -> Any:
     """YAML, `8/255` as a number."""
     return _ratios(get_loader("yaml")(text))
@@ -227,6 +245,33 @@ def parse_run(command: str, description: str, schema: type[Options], args: Seque
             f"{command} needs one run directory, got {len(words)}", hint=f"gambeson {command} runs/digits-n-lap-1"
         )
     return Path(words[0]), options_of(schema, parser.parse(rest))
+
+
+def name_of(stem: str, options: Any, *shaping: str) -> str:
+    """The name of a file of results: `stem`, and of the options `shaping` them those that differ from their defaults.
+
+    Results of other settings then do not overwrite each other. Long values are shortened to a digest.
+
+    Args:
+        stem: The beginning.
+        options: A dataclass.
+        shaping: Names of options.
+
+    Examples:
+        >>> from gambeson.app.options import CriticalityOptions
+        >>> name_of("criticality", CriticalityOptions(size=40, modules="conv1, fc"), "size", "modules", "seed")
+        'criticality-size-40-modules-conv1+fc'
+    """
+    usual = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in shaping:
+        value = getattr(options, name)
+        if value == usual[name]:
+            continue
+        text = re.sub(r"[^\w.-]+", "+", str(value).replace(":", "_")).strip("+")
+        if len(text) > 40:
+            text = hashlib.sha256(str(value).encode()).hexdigest()[:8]
+        stem += f"-{name.replace('_', '-')}" + ("" if value is True else f"-{text}")
+    return stem
 
 
 def options_of(schema: type[Options], values: Mapping[str, Any]) -> Options:

@@ -17,10 +17,11 @@ from gambeson.core.errors import GambesonError
 from gambeson.data import Splits
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
-from gambeson.evaluation import Interval, Report
+from gambeson.evaluation import Interval, Report, Stage
 from gambeson.parts.budget_state import BudgetState
 
 Listener = Callable[[dict[str, Any]], None]
+STAMP = "[bold]selected on test[/bold]: these numbers are optimistic"
 
 
 class _Console(Console):
@@ -92,8 +93,14 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
 
 
 @contextmanager
-def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
-    """A listener for `Trainer.fit`: a live bar on a terminal, a line per epoch elsewhere, events on both."""
+def training_progress(run: Run, trainer: Trainer, split: str = "val") -> Iterator[Listener]:
+    """A listener for `Trainer.fit`: a live bar on a terminal, a line per epoch elsewhere, events on both.
+
+    Args:
+        run: What is trained.
+        trainer: What trains it.
+        split: Where the trainer's validation images come from.
+    """
     board = tensorboard_writer()(str(run.path / "tensorboard")) if run.call.get("tensorboard") else None
     seen: dict[str, Any] = {}
     validated = len(trainer.val) > 0
@@ -111,10 +118,10 @@ def training_progress(run: Run, trainer: Trainer) -> Iterator[Listener]:
                         board.add_scalar(key, value, row["step"])
             if "event" in row:
                 err.print(f"[bold red]{row['event']}[/bold red] at step {row['step']}{_probe(row)}")
-            bar.update(task, description=_line(seen))
+            bar.update(task, description=_line(seen, split))
             last = "val/clean_acc" in row if validated else "train/loss" in row and float(row["epoch"]).is_integer()
             if last and not err.is_terminal:
-                err.print(f"epoch {row['epoch']:.0f}/{trainer.settings.epochs}  {_line(seen)}", soft_wrap=True)
+                err.print(f"epoch {row['epoch']:.0f}/{trainer.settings.epochs}  {_line(seen, split)}", soft_wrap=True)
 
         yield listen
     if board is not None:
@@ -130,9 +137,33 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
     if len(found.outcomes) > 2:
         table.add_row("worst of all", interval(found.worst()), style="bold")
     print_table(table)
+    if found.settings.get("ensembles"):
+        print_table(_stage_table(found.settings["ensembles"]))
+    if "aa-preview" in found.outcomes:
+        out.print("aa-preview is an upper bound of the accuracy under AutoAttack, and is not AutoAttack", style="dim")
     if per_class:
         print_table(_class_table(found))
     warn_of_failures(found)
+
+
+def stage(name: str, found: Stage) -> None:
+    """A line about an attack of an ensemble that is through."""
+    fooled = f"{found.attack} fooled {found.fell:,} of {found.standing:,} in {found.seconds:.1f} s"
+    err.print(f"{name}: {fooled}, {found.left:,} left")
+
+
+def _stage_table(ensembles: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What every attack of every ensemble did."""
+    table = new_table(
+        "ensemble", "attack", "attacked", "fell", "accuracy, %", "forwards", "backwards", "seconds", left=2
+    )
+    for name, found in ensembles.items():
+        for one in found["stages"]:
+            counts = [f"{one[key]:,}" for key in ("standing", "fell")]
+            passes = [f"{one[key]:,}" for key in ("forwards", "backwards")]
+            accuracy = f"{100 * one['left'] / found['n']:.1f}"
+            table.add_row(name, one["attack"], *counts, accuracy, *passes, f"{one['seconds']:.1f}")
+    return table
 
 
 def warn_of_failures(found: Report) -> None:
@@ -144,14 +175,22 @@ def warn_of_failures(found: Report) -> None:
         )
 
 
+def refused(name: str, refusal: GambesonError) -> None:
+    """Say why the weights of a finished training were not attacked."""
+    err.print(f"[bold red]{name} was not attacked[/bold red]: {escape(refusal.message)}", soft_wrap=True)
+    if refusal.hint:
+        err.print(f"hint: {escape(refusal.hint)}", soft_wrap=True)
+
+
 def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> None:
     """The table at the end of a training."""
     first = reports[0][1]
+    attacks = list(dict.fromkeys(name for _, found in reports for name in found.outcomes))
     out.print(f"\naccuracy on the test set, {budget(first)}")
-    table = new_table("weights", *[f"{name}, % [95 %]" for name in first.outcomes])
+    table = new_table("weights", *[f"{name}, % [95 %]" for name in attacks])
     for label, found in reports:
         note = f"best (step {trainer.best['step']})" if label == "best" and trainer.best else label
-        table.add_row(note, *[interval(found.accuracy(name)) for name in found.outcomes])
+        table.add_row(note, *[interval(found.accuracy(name)) if name in found.outcomes else "-" for name in attacks])
     print_table(table)
     for _, found in reports:
         warn_of_failures(found)
@@ -176,35 +215,19 @@ def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
         "run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4
     )
     for row in rows:
-        shown = [value for key, value in row.items() if key != "model"]
+        shown = [value for key, value in row.items() if key not in ("model", "selection")]
         cells = [f"{100 * value:.1f}" if isinstance(value, float) else value for value in shown]
+        cells[0] += " *" * (row["selection"] == "test")
         table.add_row(*[escape(str(cell)) if cell is not None else "-" for cell in cells])
     print_table(table)
+    if any(row["selection"] == "test" for row in rows):
+        out.print(f"* {STAMP}", soft_wrap=True)
 
 
-def comparison(found: Mapping[str, Any]) -> None:
-    """The tables of `runs compare`."""
-    names = found["runs"]
-    if found["settings"]:
-        table = new_table("setting", *names, left=1 + len(names))
-        for key, values in found["settings"].items():
-            table.add_row(key, *["-" if value is None else escape(short(value)) for value in values])
-        print_table(table)
-    else:
-        out.print("all settings are equal")
-    table = new_table("test accuracy, % [95 %]", *names)
-    for key, values in found["accuracy"].items():
-        sizes = {value["n"] for value in values if value}
-        label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
-        table.add_row(label, *[interval(Interval(**value)) if value else "-" for value in values])
-    print_table(table)
-    for line in found["paired"]:
-        verdict = "differ" if line["p"] < 0.05 else "not significantly different"
-        out.print(
-            f"{line['key']}: {escape(line['a'])} and {escape(line['b'])} {verdict} on the same {line['n']} examples"
-            f" (McNemar p = {line['p']:.2g}; only the first right {line['only_a']}, only the second {line['only_b']})",
-            soft_wrap=True,
-        )
+def stamp(selection: Mapping[str, Any] | None, name: str | None = None) -> None:
+    """Say beside the numbers of a run, of several the one called `name`, that it was selected on the test set."""
+    if selection and selection.get("split") == "test":
+        out.print(f"{escape(name)}: {STAMP}" if name else STAMP, soft_wrap=True)
 
 
 def names(topic: str, rows: Mapping[str, str]) -> None:
@@ -251,14 +274,14 @@ def _class_table(found: Report) -> Table:
     return table
 
 
-def _line(seen: Mapping[str, Any]) -> str:
+def _line(seen: Mapping[str, Any], split: str) -> str:
     parts = []
     if "train/loss" in seen:
         parts.append(f"loss {seen['train/loss']:.3f}")
     if "val/clean_acc" in seen and "val/pgd10_acc" not in seen:
-        parts.append(f"val clean {seen['val/clean_acc']:.1%}")
+        parts.append(f"{split} clean {seen['val/clean_acc']:.1%}")
     if "val/pgd10_acc" in seen:
-        parts.append(f"val clean {seen['val/clean_acc']:.1%} pgd-10 {seen['val/pgd10_acc']:.1%}")
+        parts.append(f"{split} clean {seen['val/clean_acc']:.1%} pgd-10 {seen['val/pgd10_acc']:.1%}")
     if "probe/gap" in seen:
         parts.append(f"fgsm-pgd gap {100 * seen['probe/gap']:.0f}")
     return "  ".join(parts) or "training"

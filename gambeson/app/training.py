@@ -15,6 +15,7 @@ from gambeson.app.options import ResumeOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, flags_of, options_of, parse_run, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
 from gambeson.app.tuning import go_on
+from gambeson.core.errors import InputError
 from gambeson.engine.settings import Settings
 from gambeson.methods import METHODS, method
 
@@ -132,7 +133,13 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
             report, step = reports[0][1], trainer.total  # the last weights are the best ones
         else:
             model, _, name, step = build.load_model(run, name, trainer.device)
-            report = measure(model, x[:count], y[:count], run.call["attack"], trainer.recipe.threat, class_names)
+            threat = trainer.recipe.threat
+            try:
+                attacks, kept = run.call["attack"], run.path / "autoattack"
+                report = measure(model, x[:count], y[:count], attacks, threat, class_names, ledger=kept)
+            except InputError as refusal:  # the run is complete: what needs no attack is measured
+                show.refused(name, refusal)
+                report = measure(model, x[:count], y[:count], "clean", threat, class_names)
         save_report(run, report, {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"})
         reports.append((name, report))
     show.final(run, trainer, reports)

@@ -62,6 +62,7 @@ def finetune_parser(how: str, *, foreign: bool = False) -> Parser:
         parser.add(ImportOptions, skip={"run", "data_dir"})
     fixed = {"module", "protocol", "mrc_split", "mrc_size", "bn"} if how == "bn" else set()
     parser.add(RiftOptions, skip=fixed)
+    parser.say("run", f"Run directory to create, or to go on with; default RUN-{how}-N.")
     parser.add(Settings, skip=UNUSED | ({"lr"} if how == "bn" else set()), **SETTINGS)
     return parser
 
@@ -87,6 +88,21 @@ def _start(how: str, args: list[str]) -> int:
                 hint="`gambeson list recipes` shows what each is for",
             )
         parser.set_defaults(defaults_from(parser, file, content))
+    if how == "bn":
+        for option in ("lr", "module", "protocol", "mrc-split", "mrc-size", "bn"):
+            if peek(rest, option) is not None:
+                raise UsageError(
+                    f"finetune bn has no --{option}: only BatchNorm's running statistics move, the learning rate is 0",
+                    hint="gambeson finetune rift has it",
+                )
+    if foreign:
+        said = set(content) if config else set()
+        missing = [f"--{name}" for name in ("model", "data") if name not in said and peek(rest, name) is None]
+        if missing:
+            raise UsageError(
+                f"--weights needs {' and '.join(missing)}: the file does not say",
+                hint=f"gambeson finetune {how} --weights FILE --model wrn-34-10 --data cifar10",
+            )
     values = parser.parse(rest)
     if how == "bn":
         values |= {"module": "last", "protocol": "release", "mrc_split": "val", "mrc_size": None, "bn": "update"}
@@ -111,6 +127,11 @@ def _start(how: str, args: list[str]) -> int:
     call = _call(how, base, options, settings, str(where))
     if folder.exists():
         run = build.open_run(folder)
+        if "finetune" not in run.call:
+            raise RunError(
+                f"{folder} is no fine-tuning run, and nothing of it was changed",
+                hint="--run names a directory to create, or a fine-tuning run to go on with",
+            )
         different = differences(_comparable(run.call), _comparable(call))
         if different:
             raise RunError(
@@ -155,9 +176,11 @@ def _require_possible(call: dict[str, Any], base: Run, options: RiftOptions, whe
             f"the batch size must be between 1 and the {len(data.train)} training images,"
             f" got {call['settings']['batch_size']}"
         )
-    choose_split(data, options.select, options.select_size)
-    if needs_criticality(options.module):
-        choose_split(data, options.mrc_split, options.mrc_size)
+    measured = needs_criticality(options.module)
+    instead = f"--select test{' --mrc-split test' * measured}"
+    choose_split(data, options.select, options.select_size, instead)
+    if measured:
+        choose_split(data, options.mrc_split, options.mrc_size, instead)
     return data
 
 
@@ -243,7 +266,10 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
         **{key: base.call[key] for key in ("method", "data", "model")},
         "ema": None,
         "settings": {**asdict(settings), "milestones": list(settings.milestones)},
-        "selection": {"split": "test" if tested else _split_of(base) or "val", "by": "val/clean_acc, then alpha"},
+        "selection": {
+            "split": "test" if tested else _split_of(base) or "val",
+            "by": f"{options.select}/clean_acc, then alpha",
+        },
         "threads": options.threads if options.threads is not None else base.call.get("threads"),
         "attack": options.attack,
         "test_size": options.test_size,
@@ -258,7 +284,9 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
 
 def _split_of(base: Run) -> str | None:
     """What the base run was selected on, where that is not the validation split."""
-    split = base.call.get("selection", {}).get("split")
+    from gambeson.app import build
+
+    split = build.selected_on(base.call)
     return split if split in ("test", "unknown") else None
 
 
@@ -318,7 +346,10 @@ def _layers(run: Run, record: dict[str, Any], model: nn.Module, data: Splits, st
     layers = choose_layers(model, record["module"], found)
     write_json(file, {"layers": list(layers), "module": record["module"]})
     (run.path / "criticality.partial.json").unlink(missing_ok=True)
-    show.out.print(f"fine-tuning {', '.join(layers) if layers else 'all parameters'}", soft_wrap=True)
+    if record["name"] == "bn":
+        show.out.print("only BatchNorm's running statistics move, no weight does", soft_wrap=True)
+    else:
+        show.out.print(f"fine-tuning {', '.join(layers) if layers else 'all parameters'}", soft_wrap=True)
     return layers
 
 
@@ -351,7 +382,7 @@ def _tune(
     if not part.checkpoint("final").is_file():
         if part.checkpoint("last").is_file():
             trainer.resume(part)
-        with show.training_progress(part, trainer) as listen:
+        with show.training_progress(part, trainer, record["select"]) as listen:
             trainer.fit(part, listen)
     model.requires_grad_(True)
     return section(load_checkpoint(part.checkpoint("best"))[0], "model")
@@ -410,12 +441,8 @@ def _interpolate(
         "best": None,
     }
     # With parameters alone, the end of the line is not the model that was trained: its statistics are the base's.
-    for name, alpha, entries in (
-        ("base", 0.0, "full-state"),
-        ("finetuned", 1.0, "full-state"),
-        ("final", found.chosen, record["entries"]),
-    ):
-        state = interpolated(start, tuned, alpha, entries, parameters)
+    chosen = interpolated(start, tuned, found.chosen, record["entries"], parameters)
+    for name, alpha, state in (("base", 0.0, start), ("finetuned", 1.0, tuned), ("final", found.chosen, chosen)):
         weights = {f"model/{key}": t for key, t in state.items()}
         save_checkpoint(run.checkpoint(name), weights, {**header, "alpha": alpha})
     content = {**found.to_dict(), "split": record["select"], "entries": record["entries"]}
@@ -451,9 +478,11 @@ def _evaluate(run: Run, data: Splits, where: Any, chosen: float) -> None:
             rows[name] = Report.from_record(stored[1], run.outcomes(stored[0]), data.facts.class_names)
             continue
         model, _, _, step = build.load_model(run, name, where)
-        report = measure(model, x, y, run.call["attack"], threat, data.facts.class_names)
+        report = measure(
+            model, x, y, run.call["attack"], threat, data.facts.class_names, ledger=run.path / "autoattack"
+        )
         show.warn_of_failures(report)
-        save_report(run, report, {**described, "step": step, "selection": run.call["selection"]})
+        save_report(run, report, {**described, "step": step})
         rows[name] = report
-    findings.finetuned(rows, chosen, selected_on_test=run.call["selection"]["split"] == "test")
+    findings.finetuned(rows, chosen, run.call["selection"])
     print(f"wrote {run.path}", file=sys.stderr)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.cam_picture import draw_cam
     from gambeson.diagnosis.criticality import MRC, PROTOCOLS, Criticality, adversarial_set, measure_criticality
     from gambeson.diagnosis.criticality_picture import draw_criticality
+    from gambeson.diagnosis.curve_picture import draw_curve
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.spread import Spread, difference, spread
@@ -27,6 +28,7 @@ __all__ = [
     "difference",
     "draw_cam",
     "draw_criticality",
+    "draw_curve",
     "draw_regions",
     "measure_criticality",
     "spread",
@@ -48,6 +50,7 @@ __getattr__ = lazy_exports(
         "difference": "gambeson.diagnosis.spread",
         "draw_cam": "gambeson.diagnosis.cam_picture",
         "draw_criticality": "gambeson.diagnosis.criticality_picture",
+        "draw_curve": "gambeson.diagnosis.curve_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
         "measure_criticality": "gambeson.diagnosis.criticality",
         "spread": "gambeson.diagnosis.spread",

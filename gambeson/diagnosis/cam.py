@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gambeson.core.errors import GambesonWarning, InputError, require_known
 from gambeson.data.loader import to_unit
 from gambeson.diagnosis.spread import Spread, spread
-from gambeson.evaluation.evaluate import check_examples
+from gambeson.evaluation.examples import check_examples
 from gambeson.parts.cam import CAM, Site, class_activation_maps, find_site, normalised
 from gambeson.parts.masks import Jet, Quantile, Rule, ZScore, upsample
 

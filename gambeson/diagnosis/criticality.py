@@ -23,7 +23,7 @@ from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
 from gambeson.diagnosis.suffix import Cut, Frontiers, Graph, PrefixCache, critical_layers
 from gambeson.engine.run import differences, write_json
-from gambeson.evaluation.evaluate import check_examples
+from gambeson.evaluation.examples import check_examples
 
 Strategy = Literal["cached", "wavefront", "naive"]
 
@@ -89,7 +89,8 @@ Algorithm 1 adds up the gradients of all batches at the same weights, then proje
 prints neither the step nor whether L is a sum; its equation 1 is a sum, and so is ours, with step 1: then practically
 every layer leaves the ball in the first epoch and the result is the loss at `W + radius |W| g / |g|`. Where the
 algorithm is inconsistent (it projects around the last iterate and evaluates the last but one), the projection is around
-W and the last iterate is evaluated.
+W and the last iterate is evaluated. That iterate can have a lower loss than W, and its MRC is then negative, as the
+maximum in the definition cannot be: the ball contains 0.
 """
 
 

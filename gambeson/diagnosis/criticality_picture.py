@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def draw_criticality(found: Criticality, path: Path, title: str = "") -> None:
     """Draw MRC and the drop of robust accuracy by layer, as the paper's figure 3; the least critical layer stands out.
 
-    Bars of pruned layers, whose MRC is a lower bound, are hatched.
+    Bars of pruned layers, whose MRC is a lower bound, are hatched. Numbers stand at the right of 0.
 
     Args:
         found: The result.
@@ -41,12 +41,22 @@ def draw_criticality(found: Criticality, path: Path, title: str = "") -> None:
         for bar, row in zip(bars, rows, strict=True):
             if row.pruned:
                 bar.set_hatch("//")
-        axis.bar_label(bars, [form.format(value) for value in values], padding=2, fontsize=7)
+        for place, value in zip(places, values, strict=True):  # at the right of 0 even of a bar to the left of it:
+            axis.annotate(  # the names of the layers are there
+                form.format(value),
+                (max(value, 0.0), place),
+                xytext=(2, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
         axis.set_xlabel(label, fontsize=9)
         axis.tick_params(labelsize=8, left=False)
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
         axis.margins(x=0.12)
+        if not any(values):
+            axis.set_xlim(0, 1)
         axis.spines[["top", "right"]].set_visible(False)
     left.set_yticks(places, [row.layer for row in rows], fontsize=8)
     left.set_ylim(len(rows) - 0.4, -0.6)

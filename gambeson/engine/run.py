@@ -61,8 +61,8 @@ class Run:
         return cls(path, record)
 
     @staticmethod
-    def require_new(path: Path) -> None:
-        """Refuse a directory that exists.
+    def require_new(path: Path, *, hint: str | None = None) -> None:
+        """Refuse a directory that exists; the `hint` is about resuming it, unless there is another.
 
         Raises:
             RunError: It exists.
@@ -70,7 +70,8 @@ class Run:
         if path.exists():
             raise RunError(
                 f"{path} exists already; nothing was overwritten",
-                hint=f"go on with `gambeson resume {shlex.quote(str(path))}`, or choose another directory with --run",
+                hint=hint
+                or f"go on with `gambeson resume {shlex.quote(str(path))}`, or choose another directory with --run",
             )
 
     @classmethod

@@ -11,7 +11,7 @@ from gambeson.attacks.pgd import PGD, Uniform, fgsm
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
-from gambeson.evaluation.evaluate import judge, returned_images
+from gambeson.evaluation.judging import judge, returned_images
 
 
 @dataclass(frozen=True)

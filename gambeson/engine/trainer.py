@@ -296,6 +296,7 @@ class Trainer:
             self.recipe.threat,
             num_classes=self.task.num_classes,
             seed=self.settings.seed,
+            checks=False,  # a network that is in training may be in any state; the final evaluation examines it
         )
         row = {"val/clean_acc": found.accuracy("clean").value}
         if self.select == "val/pgd10_acc":

@@ -16,7 +16,8 @@ from gambeson.core.streams import Streams
 from gambeson.data.corruptions.names import CORRUPTIONS, SEVERITIES
 from gambeson.data.loader import to_unit
 from gambeson.data.splits import Examples
-from gambeson.evaluation.evaluate import check_examples, judge
+from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.judging import judge
 from gambeson.evaluation.statistics import Interval, wilson
 
 RESAMPLES = 2_000
@@ -192,7 +193,7 @@ def evaluate_corruptions(
 
 def _judged(model: nn.Module, examples: Examples, num_classes: int, batch_size: int) -> Tensor:
     check_examples(examples.x, examples.y, num_classes)
-    like = next(model.parameters(), torch.empty(0))
+    like = like_of(model, examples.x)
     parts = []
     for start in range(0, len(examples), batch_size):
         part = examples.subset(slice(start, start + batch_size)).to(like.device)

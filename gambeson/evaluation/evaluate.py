@@ -6,6 +6,8 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,11 +18,15 @@ from gambeson.attacks.margin import MMA, mm3, mm9, mm_plus
 from gambeson.attacks.pgd import PGD, fgsm
 from gambeson.attacks.starts import Uniform
 from gambeson.core.errors import InputError
-from gambeson.core.modes import batch_norm
 from gambeson.core.streams import Streams
-from gambeson.core.threat import Threat, box
+from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
+from gambeson.evaluation.autoattack import Stage, autoattack, state_key
+from gambeson.evaluation.ensembles import ENSEMBLES, NAMES, SEARCHES, ensemble_of
+from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.judging import judge, returned_images
+from gambeson.evaluation.preflight import preflight
 from gambeson.evaluation.statistics import Interval, wilson
 
 ATTACKS: dict[str, str] = {
@@ -32,8 +38,12 @@ ATTACKS: dict[str, str] = {
     "mm3": "minimum margin with adaptive steps: 20 towards each of the 3 nearest classes",
     "mm9": "the same towards each of the 9 nearest classes",
     "mm+": "the same with 100 steps towards each of the 9 nearest classes",
+    **{name: summary for name, (summary, _) in SEARCHES.items()},
+    **{name: f"AutoAttack's version {version}: {ENSEMBLES[version][0]}" for name, version in NAMES.items()},
+    "aa-preview": ENSEMBLES["preview"][0],
 }
-"""Attacks by name, as `parse_attack` understands them."""
+"""Attacks by name, as `parse_attack` and `ensemble_of` understand them."""
+
 
 _SINGLE: dict[str, Callable[[], Attack | None]] = {
     "clean": lambda: None,
@@ -70,6 +80,16 @@ def parse_attack(name: str) -> Attack | None:
     return PGD(steps=steps, rel_step_size=0.25, start=Uniform(), restarts=restarts, freeze_fooled=True)
 
 
+def require_attack(name: str) -> None:
+    """Refuse a name that no attack has.
+
+    Raises:
+        InputError: `name` is neither for `parse_attack` nor for `ensemble_of`.
+    """
+    if ensemble_of(name.strip().lower()) is None:
+        parse_attack(name)
+
+
 def _closest(name: str) -> str:
     """A hint: the nearest names that `parse_attack` takes, or all patterns."""
     family, dash, rest = name.partition("-")
@@ -77,6 +97,8 @@ def _closest(name: str) -> str:
     near = [] if family in families else difflib.get_close_matches(family, families, n=len(families))
     near = [word + dash + rest for word in near]
     taken = [word for word in near if word in _SINGLE or _COUNTED.fullmatch(word)]
+    if family not in families:
+        taken += difflib.get_close_matches(name, [*SEARCHES, *NAMES], n=1, cutoff=0.7)
     return f"did you mean {' or '.join(taken)}?" if taken else f"known: {', '.join(ATTACKS)};"
 
 
@@ -91,6 +113,7 @@ class Report:
         class_names: One per class.
         settings: What was run, for the record; `failed` counts, by attack, examples for which it returned NaN or
             infinite pixels (their clean image was judged): then the gradient is broken and the accuracy means little.
+            `ensembles`, where there are any, has what every attack of each did.
     """
 
     outcomes: dict[str, Tensor]
@@ -108,6 +131,7 @@ class Report:
             class_names: One per class.
         """
         settings = {key: record[key] for key in ("attacks", "norm", "eps", "batch_size", "seed", "failed")}
+        settings |= {"ensembles": record["ensembles"]} if "ensembles" in record else {}
         outcomes = {name: torch.from_numpy(arrays[name]) for name in record["attacks"]}
         return cls(outcomes, torch.from_numpy(arrays["y"]), tuple(class_names), settings)
 
@@ -155,8 +179,15 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    ledger: Path | None = None,
+    stages: Callable[[str, Stage], None] | None = None,
+    search_dtype: torch.dtype | None = None,
+    checks: bool = True,
 ) -> Report:
     """Accuracy of `model` under every attack in `attacks`, always with the clean one.
+
+    Before, model and data are examined (`gambeson.evaluation.examine`, a few forwards on 64 images at most): what would
+    make the number wrong is refused. A random model is not, but its number is of one draw.
 
     The model is evaluated in evaluation mode and comes back in the mode it had. Adversarial images are projected onto
     the ball and clipped to [0, 1] here before they are judged; logits that are not finite count as wrong.
@@ -165,23 +196,31 @@ def evaluate(
         model: Maps images in [0, 1] to logits.
         x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
         y: Labels `(N,)` in `[0, num_classes)`.
-        attacks: Names for `parse_attack`.
+        attacks: Names for `parse_attack` or `ensemble_of`.
         threat: Ball of the attacks.
         num_classes: Number of classes.
         class_names: Names for the tables; the numbers by default.
-        batch_size: Images at a time. Random starts depend on it.
+        batch_size: Images at a time. Random starts depend on it, but not those of searches and ensembles.
         seed: Seed of the random starts.
-        progress: Called with the number of images done, once per batch and attack.
+        progress: Called with the number of images done; every image counts once per attack.
+        ledger: Folder below which ensembles keep what they find, to go on from there.
+        stages: Called with the name of an ensemble and each of its attacks once that is through.
+        search_dtype: Type in which ensembles search, see `autoattack`.
+        checks: Examine model and data before; without, only images and labels are looked at.
 
     Returns:
         The report, on the CPU.
 
     Raises:
         InputError: Images outside [0, 1] or not finite, labels out of range, unknown attacks, an output of another
-            width.
+            width; with `checks` all else that is an error to `examine`, such as probabilities instead of logits.
+
+    Warns:
+        GambesonWarning: The model is random, gives logits that are not finite, or lacks the gradient at a few images.
     """
-    searches = {name: parse_attack(name) for name in dict.fromkeys(["clean", *attacks])}
-    check_examples(x, y, num_classes)
+    wanted = [name.strip().lower() for name in dict.fromkeys(["clean", *attacks])]
+    ensembles = {name: found for name in wanted if (found := ensemble_of(name))}
+    searches = {name: parse_attack(name) for name in wanted if name not in ensembles}
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if class_names and len(class_names) != num_classes:
@@ -190,7 +229,13 @@ def evaluate(
         raise InputError(
             "an evaluation takes one budget for all examples, got a tensor", hint="evaluate them one by one"
         )
-    like = next(model.parameters(), torch.empty(0, device=x.device))
+    if checks:
+        losses = {_loss(attack) for attack in searches.values() if attack is not None}
+        losses |= {"ce", "margin"} if ensembles else set()
+        preflight(model, x, y, threat, sorted(losses), num_classes=num_classes, batch_size=batch_size)
+    else:
+        check_examples(x, y, num_classes)
+    like = like_of(model, x)
     device = like.device
     streams = Streams(seed)
     outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
@@ -211,68 +256,46 @@ def evaluate(
                 outcomes[name][start + standing.cpu()] = judge(model, x_adv, batch.y, num_classes).cpu()
             if progress:
                 progress(len(labels))
+    details = {}
+    for name, (version, ensemble) in ensembles.items():
+        last = ensemble[-1].name
+
+        def advance(attack: str, done: int, fell: int, last: str = last) -> None:
+            if progress:
+                progress(done if attack == last else fell)
+
+        if progress:
+            progress(int((~outcomes["clean"]).sum()))
+        whole = autoattack(
+            model,
+            x,
+            y,
+            threat,
+            num_classes=num_classes,
+            version=version,
+            attacks=ensemble if version == "custom" else None,
+            seed=seed,
+            slots=batch_size,
+            dtype=search_dtype,
+            ledger=ledger / state_key(model, x, y, threat, seed, search_dtype) if ledger else None,
+            progress=advance,
+            listen=partial(stages, name) if stages else None,
+            checks=False,
+        )
+        outcomes[name], details[name] = whole.robust, whole.to_dict()
     settings = {
-        "attacks": list(searches),
+        "attacks": wanted,
         "norm": threat.norm,
         "eps": float(threat.eps),
         "batch_size": batch_size,
         "seed": seed,
         "failed": {name: count for name, count in failed.items() if count},
+        **({"ensembles": details} if details else {}),
     }
     names = tuple(class_names) if class_names else tuple(str(c) for c in range(num_classes))
-    return Report(outcomes, y.cpu(), names, settings)
+    return Report({name: outcomes[name] for name in wanted}, y.cpu(), names, settings)
 
 
-def returned_images(x_adv: Tensor, x: Tensor, threat: Threat) -> tuple[Tensor, Tensor]:
-    """What is judged, and for which examples an attack returned an image at all.
-
-    Returns:
-        Images projected onto the ball and clipped, the clean image where the attack's has NaN or infinite pixels; and
-        bool `(N,)`.
-    """
-    x_adv = box(threat.project(x_adv, x))
-    returned = x_adv.isfinite().flatten(1).all(1)
-    return torch.where(returned.view(-1, 1, 1, 1), x_adv, x), returned
-
-
-def judge(model: nn.Module, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
-    """Whether each image is classified correctly, in evaluation mode, bool `(N,)`. Logits that are not finite are
-    wrong.
-
-    Raises:
-        InputError: The model has another number of outputs.
-    """
-    with torch.no_grad(), batch_norm(model, "running"):
-        logits = model(x)
-    if logits.shape != (len(x), num_classes):
-        raise InputError(
-            f"the model must give logits of shape ({len(x)}, {num_classes}), got {tuple(logits.shape)}",
-            hint="is the checkpoint of a model for another number of classes?",
-        )
-    return (logits.argmax(1) == y) & logits.isfinite().all(1)
-
-
-def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:
-    """Refuse what would make the number wrong, before any compute.
-
-    Raises:
-        InputError: No images, NaN or infinite pixels, pixels outside [0, 1], labels out of range or not one per image.
-    """
-    if len(x) == 0:
-        raise InputError("there are no examples to evaluate")
-    if x.ndim != 4 or y.shape != x.shape[:1]:
-        raise InputError(f"need images (N, C, H, W) and labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}")
-    if x.dtype != torch.uint8:
-        if not x.is_floating_point():
-            raise InputError(f"images must be uint8 or float, got {x.dtype}")
-        if not bool(x.isfinite().all()):
-            bad = (~x.isfinite()).flatten(1).any(1).nonzero().squeeze(1)
-            raise InputError(f"{len(bad)} images have NaN or infinite pixels, the first is number {int(bad[0])}")
-        low, high = float(x.min()), float(x.max())
-        if low < 0 or high > 1:
-            hint = (
-                "divide by 255" if 1 < high <= 255 and low >= 0 else "pass unnormalised images: models normalise inside"
-            )
-            raise InputError(f"images must lie in [0, 1], got values from {low:g} to {high:g}", hint=hint)
-    if y.is_floating_point() or int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise InputError(f"labels must be integers in [0, {num_classes}), got {y.dtype} from {y.min()} to {y.max()}")
+def _loss(attack: Attack) -> str:
+    """The loss whose gradient an attack follows, as far as `examine` tells them apart."""
+    return "ce" if isinstance(attack, PGD) and attack.loss != "margin" else "margin"

@@ -16,7 +16,8 @@ from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
-from gambeson.evaluation.evaluate import check_examples, judge, returned_images
+from gambeson.evaluation.examples import check_examples
+from gambeson.evaluation.judging import judge, returned_images
 from gambeson.evaluation.statistics import Interval, wilson
 
 Entries = Literal["full-state", "parameters"]

@@ -58,7 +58,12 @@ def choose_layers(model: nn.Module, module: str, found: Criticality | None = Non
         names = [word.strip() for word in module.split(",") if word.strip()]
         if not names:
             raise InputError(f"{module!r} names no layer", hint="argmin, top-3, last, all, or names of layers")
-        return tuple(critical_layers(model, names))
+        try:
+            return tuple(critical_layers(model, names))
+        except InputError as error:
+            also = "allowed are also argmin, top-K, last, all"
+            hint = f"{error.hint}{'' if error.hint.endswith('?') else ';'} {also}" if error.hint else None
+            raise InputError(error.message, hint=hint) from None
     if found is None:
         raise InputError(f"the choice {module!r} needs the layers' criticality")
     ranking = found.ranking()

@@ -170,7 +170,7 @@ def fit_names(weights: Mapping[str, Tensor], model: nn.Module, source: Path) -> 
         The weights under the model's names, and what was renamed and dropped.
 
     Raises:
-        CheckpointError: Tensors are missing, unexpected, differently shaped or not finite (all are listed), or there
+        CheckpointError: Tensors are missing, unexpected, differently shaped or not finite (the first of each), or there
             are two normalisations.
     """
     fitted, wrong = _fit(weights, model.state_dict(), source)
@@ -180,7 +180,8 @@ def fit_names(weights: Mapping[str, Tensor], model: nn.Module, source: Path) -> 
         if t.is_floating_point() and (bad := int((~t.isfinite()).sum()))
     ]
     if wrong:
-        raise CheckpointError(f"{source} does not fit the model: {'; '.join(wrong)}", hint=_hint(weights, model, wrong))
+        said = "; ".join(_shortened(wrong))
+        raise CheckpointError(f"{source} does not fit the model: {said}", hint=_hint(weights, model, wrong))
     return fitted
 
 
@@ -380,6 +381,20 @@ def _hint(weights: Mapping[str, Tensor], model: nn.Module, wrong: list[str]) -> 
             f" kuangliu's pytorch-cifar: {', '.join(MODELS)}"
         )
     return "is it of another model, width, image size or number of classes?"
+
+
+def _shortened(wrong: list[str]) -> list[str]:
+    """What does not fit: the first five missing and unexpected names each, the first twenty of everything else."""
+    kinds: dict[str, list[str]] = {"missing": [], "unexpected": [], "": []}
+    for line in wrong:
+        kinds[kind if (kind := line.partition(" ")[0]) in kinds else ""].append(line)
+    shown: list[str] = []
+    for kind, lines in kinds.items():
+        count = 5 if kind else 20
+        shown += lines[:count]
+        if len(lines) > count:
+            shown.append(f"and {len(lines) - count} more {kind}".rstrip())
+    return shown
 
 
 def _some(content: Mapping[str, Any], count: int = 12) -> str:

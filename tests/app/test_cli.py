@@ -52,10 +52,16 @@ def test_without_a_command_the_first_page_is_shown_and_the_usage_is_wrong(cli: C
 PAGES = [
     *[["train", name, "--help"] for name in METHODS],
     ["evaluate", "-h"],
+    ["doctor", "-h"],
     ["resume", "-h"],
     ["runs", "-h"],
     ["diagnose", "cam", "-h"],
     ["diagnose", "regions", "-h"],
+    ["diagnose", "criticality", "-h"],
+    ["corruptions", "-h"],
+    ["import", "-h"],
+    ["interpolate", "-h"],
+    ["finetune", "rift", "-h"],
 ]
 
 

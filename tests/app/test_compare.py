@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from app.helpers import Cli, assert_error, bomb, fingerprint
 from gambeson.app.compare import compare, overview
 from gambeson.engine.run import Run
+from gambeson.evaluation import paired_difference
 
 Finished = Callable[[str], Path]
 
@@ -21,6 +24,15 @@ def change(run: Path, **settings: object) -> None:
     call = json.loads(file.read_text())
     call["settings"].update(settings)
     file.write_text(json.dumps(call))
+
+
+def tune(run: Path, *, select: str = "val", **options: object) -> None:
+    """Make a run look like a fine-tuning of another one."""
+    file = run / "run.json"
+    call = json.loads(file.read_text())
+    base = {"run": "/runs/base", "checkpoint": "best", "sha256": str(run)}
+    tuning = {"name": "rift", "module": "argmin", "select": select, **options, "base": base}
+    file.write_text(json.dumps({**call, "finetune": tuning, "selection": {"split": select}}))
 
 
 def outcomes(run: Path, name: str) -> tuple[Path, dict[str, np.ndarray]]:
@@ -50,7 +62,7 @@ def test_only_differing_settings_are_shown(finished: Finished, cli: Cli) -> None
     }
     assert "settings.seed" in result.out
     assert "settings.epochs" not in result.out
-    assert result.out.count("one and two not significantly different on the same 50 examples (McNemar p = 1;") == 4
+    assert result.out.count(" not significant ") == 4
 
 
 def test_a_difference_is_tested_on_the_same_examples(finished: Finished, cli: Cli) -> None:
@@ -66,7 +78,36 @@ def test_a_difference_is_tested_on_the_same_examples(finished: Finished, cli: Cl
 
     assert (pair["only_a"], pair["only_b"], pair["n"]) == (0, 12, 50)
     assert pair["p"] == pytest.approx(2 * 0.5**12)
-    assert "best fgsm Linf 0.2: one and two differ on the same 50 examples (McNemar p = 0.00049;" in out
+    assert pair["difference"] == vars(paired_difference(0, 12, 50))
+    assert pair["p_holm"] == pytest.approx(4 * pair["p"])  # the smallest of four
+    assert pair["significant"]
+    low, high = (f"{100 * pair['difference'][end]:+.1f}" for end in ("low", "high"))
+    assert re.search(rf"best fgsm Linf 0.2 +50 +0 +12 +-24\.0 \[{low}, {high}\] +0\.00049 +0\.002 +significant", out)
+
+
+def test_what_holm_does_not_leave_is_not_significant(finished: Finished) -> None:
+    """7 examples right in the second only: p = 0.0156, and there are four tests."""
+    one, two = finished("one"), finished("two")
+    for run, right in ((one, 0), (two, 7)):
+        file, arrays = outcomes(run, "best-test-fgsm-1")
+        arrays["fgsm"][:] = False
+        arrays["fgsm"][:right] = True
+        np.savez(file, **arrays)
+    found = compare([Run.open(one), Run.open(two)])
+    pair = next(r for r in found["paired"] if r["key"] == "best fgsm Linf 0.2")
+    assert (found["alpha"], found["correction"], len(found["paired"])) == (0.05, "holm", 4)
+    assert pair["p"] == pytest.approx(2 / 2**7)
+    assert pair["p_holm"] == pytest.approx(8 / 2**7)
+    assert not pair["significant"]
+
+
+def test_a_single_test_needs_no_correction(cli: Cli, here: Path) -> None:
+    words = ["--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean", "--val-fraction", "0"]
+    assert cli("train", "standard", *words, "--run", "a").code == 0
+    found = compare([Run.open(Path("a"))] * 2)
+    assert [row["key"] for row in found["paired"]] == ["final clean"]
+    assert found["correction"] is None
+    assert found["paired"][0]["p_holm"] == found["paired"][0]["p"] == 1
 
 
 def test_other_examples_are_not_paired(finished: Finished, cli: Cli) -> None:
@@ -75,8 +116,9 @@ def test_other_examples_are_not_paired(finished: Finished, cli: Cli) -> None:
     np.savez(file, **{key: value[:40] for key, value in arrays.items()})
     out = cli("runs", "compare", "one", "two").out
 
-    assert "best clean:" not in out
-    assert "final clean: one and two not significantly different" in out
+    tests = out[out.index("same examples") :]
+    assert "best clean" not in tests
+    assert re.search(r"final clean .* not significant", tests)
 
 
 def test_three_runs_give_three_pairs_and_json(finished: Finished, cli: Cli) -> None:
@@ -140,7 +182,61 @@ def test_a_pickle_among_the_outcomes_is_not_executed(finished: Finished) -> None
     assert not Path("evil").exists()
 
 
+def test_fine_tunings_differ_in_their_options(finished: Finished, cli: Cli) -> None:
+    tune(finished("one"))
+    tune(finished("two"), module="last", select="test")
+    finished("three")
+    pair = compare([Run.open(Path(name)) for name in ("one", "two")])
+    assert pair["settings"] == {
+        "finetune.module": ["argmin", "last"],
+        "finetune.select": ["val", "test"],
+        "selection.split": ["val", "test"],
+    }
+    assert pair["selection"] == ["val", "test"]
+    start = compare([Run.open(Path(name)) for name in ("one", "three")])["settings"]
+    assert (start["finetune.base.run"], start["finetune.base.checkpoint"]) == (["/runs/base", None], ["best", None])
+    assert "finetune.base.sha256" not in start
+    out = cli("runs", "compare", "one", "two").out
+    assert "all settings are equal" not in out
+    assert "two: selected on test: these numbers are optimistic" in out
+
+
 # runs list
+
+
+def test_fine_tuned_runs_can_be_told_and_those_selected_on_test_are_marked(finished: Finished, cli: Cli) -> None:
+    finished("runs/a")
+    out = cli("runs", "list").out
+    assert "*" not in out
+    tune(finished("runs/b"), select="test")
+    Path("runs/b/line.json").write_text("{}")
+    rows = json.loads(cli("runs", "list", "--json").out)
+    out = cli("runs", "list").out
+    assert [row["method"] for row in rows] == ["n-lap", "n-lap + rift"]
+    assert [row["selection"] for row in rows] == ["val", "test"]
+    assert re.search(r"^ runs/b \* +n-lap \+ rift +digits +done", out, re.MULTILINE)
+    assert "* selected on test: these numbers are optimistic" in out
+
+
+def test_the_state_of_a_fine_tuning(finished: Finished) -> None:
+    run = finished("runs/r")
+    tune(run)
+
+    def state() -> str:
+        return str(overview(Path("runs"))[0]["state"])
+
+    assert state() == "not begun"  # its line was not kept, so that `final` is made again
+    (run / "criticality.partial.json").write_text("{}")
+    assert state() == "measuring criticality"
+    (run / "layers.json").write_text("{}")
+    assert state() == "fine-tuning, step 0"
+    (run / "finetune/checkpoints").mkdir(parents=True)
+    shutil.copy(run / "checkpoints/last.safetensors", run / "finetune/checkpoints/last.safetensors")
+    assert state() == "fine-tuning, step 2"
+    shutil.copy(run / "checkpoints/final.safetensors", run / "finetune/checkpoints/final.safetensors")
+    assert state() == "fine-tuned, not interpolated"
+    (run / "line.json").write_text("{}")
+    assert state() == "done"
 
 
 def test_the_overview_has_a_row_per_run(finished: Finished, cli: Cli) -> None:

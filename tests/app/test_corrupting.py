@@ -64,7 +64,7 @@ def test_the_table_the_record_the_outcomes_and_the_picture(cli: Cli, finished: F
     words = ("--corruptions", "frost,gaussian-noise", "--severities", "5,1", "--test-size", "40")
     result = cli("corruptions", "r", *words)
     assert result.code == 0, result.err
-    stem = "r/diagnosis/corruptions-best-named"
+    stem = "r/diagnosis/corruptions-best-corruptions-frost+gaussian-noise-severities-5+1-test-size-40"
     assert result.err == f"wrote {stem}.png, {stem}.json and {stem}.npz\n"
     record = json.loads(Path(f"{stem}.json").read_text())
     arrays = np.load(f"{stem}.npz")
@@ -102,6 +102,22 @@ def test_json_and_a_picture_elsewhere(cli: Cli, finished: Finished) -> None:
     assert json.loads(again.out)["ood"] == json.loads(result.out)["ood"]
 
 
+def test_other_settings_have_files_of_their_own_and_the_seed_matters(cli: Cli, finished: Finished) -> None:
+    run = finished("r")
+    words = ("--corruptions", "gaussian-noise", "--severities", "5", "--test-size", "60")
+    every = [(), ("--seed", "1"), ("--severities", "4"), ("--test-size", "50"), ("--corruptions", "fog")]
+    for more in every:
+        assert cli("corruptions", "r", *words, *more).code == 0
+    files = {path.name: path for path in (run / "diagnosis").glob("*.npz")}
+    assert len(files) == len(every)
+    stem = "corruptions-best-corruptions-gaussian-noise-severities-5-test-size-60"
+    first, other = (np.load(files[f"{stem}{seed}.npz"])["gaussian_noise-5"] for seed in ("", "-seed-1"))
+    assert (first != other).any()
+    again = cli("corruptions", "r", *words, "--seed", "1", "--out", "again.png")
+    assert again.code == 0
+    assert (np.load("again.npz")["gaussian_noise-5"] == other).all()
+
+
 def test_more_severe_is_harder_for_a_trained_model(cli: Cli, learned: Path) -> None:
     result = cli("corruptions", str(learned), "--test-size", "150", "--json", "--out", "all.png")
     record = json.loads(result.out)
@@ -120,7 +136,7 @@ def test_frost_of_a_folder(cli: Cli, finished: Finished) -> None:
     result = cli("corruptions", "r", *words, "--frost-textures", "ice")
     assert result.code == 0, result.err
     assert FROST_NOTE not in result.out
-    outcomes = np.load("r/diagnosis/corruptions-best-named.npz")
+    outcomes = np.load(next(Path("r/diagnosis").glob("corruptions-best-corruptions-frost-*-frost-textures-ice.npz")))
     assert (outcomes["frost-1"] == outcomes["clean"]).all()  # 1 x + 0.2 times black
 
 

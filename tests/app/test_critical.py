@@ -16,10 +16,11 @@ import pytest
 import torch
 
 from app.helpers import ENV, Cli, assert_error, fingerprint
-from gambeson.app import build
+from gambeson.app import build, findings
 from gambeson.app.options import CriticalityOptions
 from gambeson.attacks.pgd import PGD
 from gambeson.diagnosis import PROTOCOLS, adversarial_set, measure_criticality
+from gambeson.diagnosis.criticality import Criticality, LayerCriticality
 
 Finished = Callable[[str], Path]
 LAYERS = ["layer1.conv", "layer2.conv", "layer3.conv", "layer4.conv", "linear"]
@@ -37,7 +38,7 @@ def measured(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def record_of(run: Path, name: str = "criticality-release-best-val") -> dict[str, Any]:
+def record_of(run: Path, name: str = "criticality-release-best-val-size-30") -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / f"diagnosis/{name}.json").read_text())
     return found
 
@@ -63,7 +64,7 @@ def test_the_record_is_what_the_library_measures(measured: Path) -> None:
 
 
 def test_the_picture_names_every_layer_and_nothing_half_made_stays(measured: Path) -> None:
-    picture = (measured / "diagnosis/criticality-release-best-val.svg").read_text()
+    picture = (measured / "diagnosis/criticality-release-best-val-size-30.svg").read_text()
     assert all(name in picture for name in LAYERS)
     assert "n = 30 adversarial images" in picture
     assert not list(measured.rglob("*partial*"))
@@ -80,7 +81,7 @@ def test_the_table_begins_with_the_least_critical_layer(cli: Cli, finished: Fini
     assert dict(names) == mrc
     assert "digits val, n = 30 adversarial images" in result.out
     assert "on test" not in result.out
-    stem = "r/diagnosis/criticality-release-best-val"
+    stem = "r/diagnosis/criticality-release-best-val-size-30"
     assert f"wrote {stem}.svg and {stem}.json\n" in result.err
 
 
@@ -108,7 +109,7 @@ def test_strategies_agree(protocol: str, cli: Cli, finished: Finished) -> None:
         assert found[strategy]["ranking"] == found["naive"]["ranking"]
         for one, other in zip(found[strategy]["layers"], found["naive"]["layers"], strict=True):
             assert one["mrc"] == pytest.approx(other["mrc"], rel=1e-3, abs=1e-5)
-    assert Path(f"r/diagnosis/criticality-{protocol}-final-val.svg").is_file()
+    assert Path(f"r/diagnosis/criticality-{protocol}-final-val-size-30.svg").is_file()
     epochs = {row["epochs"] for row in found["naive"]["layers"]}
     assert epochs == {10} if protocol == "release" else max(epochs) < 10
 
@@ -117,7 +118,8 @@ def test_only_the_least_critical_layer(cli: Cli, finished: Finished, measured: P
     finished("r")
     words = ("--argmin-only", "--protocol", "release")
     table = cli("diagnose", "criticality", "r", *SMALL, *words).out
-    record, whole = record_of(Path("r")), record_of(measured)
+    name = "criticality-release-best-val-size-30-argmin-only"
+    record, whole = record_of(Path("r"), name), record_of(measured)
     assert record["ranking"][0] == whole["ranking"][0]
     pruned = [row["layer"] for row in record["layers"] if row["pruned"]]
     assert pruned
@@ -130,7 +132,31 @@ def test_on_test_it_is_stamped(cli: Cli, finished: Finished) -> None:
     assert "measured on test: what is chosen by it is selected on test" in cli(
         "diagnose", "criticality", "r", *SMALL, *words
     ).out.replace("\n", " ")
-    assert Path("r/diagnosis/criticality-release-best-test.svg").is_file()
+    assert Path("r/diagnosis/criticality-release-best-test-size-30-modules-linear.svg").is_file()
+
+
+def test_other_settings_have_files_of_their_own(cli: Cli, finished: Finished) -> None:
+    run = finished("r")
+    words = ("--modules", "linear", "--device", "cpu")
+    every = [(), ("--size", "9"), ("--rel-step-size", "0.5"), ("--seed", "1"), ("--modules", "layer4.conv,linear")]
+    for more in every:
+        assert cli("diagnose", "criticality", "r", *words, *more).code == 0
+    assert len(list((run / "diagnosis").glob("*.json"))) == len(every)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "release"])
+def test_a_negative_criticality_is_explained(protocol: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(mrc: float) -> str:
+        row = LayerCriticality("linear", (3, 4), mrc, 1 + mrc, 0.5, 0.1, 1)
+        found = Criticality((row,), 1.0, 0.5, 10, PROTOCOLS[protocol], "cached")
+        of = {"run": "r", "checkpoint": "best", "step": 2, "data": "digits", "split": "val"}
+        findings.criticality({**of, **found.to_dict()})
+        return capsys.readouterr().out
+
+    assert "negative" not in shown(0.25)
+    out = shown(-0.25)
+    assert "note: a negative MRC is one whose search ended below the loss" in out
+    assert ("this protocol keeps the last weights" in out) == (protocol == "paper")
 
 
 def test_an_interrupted_search_measures_no_layer_twice(
@@ -168,9 +194,12 @@ def test_an_interrupted_search_measures_no_layer_twice(
         (("--split", "tst"), ("unknown split 'tst'", "val, test, train")),
         (("--protocol", "papr"), ("unknown protocol 'papr'", "release, paper")),
         (("--strategy", "fast"), ("unknown strategy 'fast'",)),
-        (("--memory", "-1"), ("--memory must be gigabytes from 0, got -1",)),
+        (("--memory", "-1"), ("--memory must be gigabytes above 0, got -1",)),
+        (("--memory", "0"), ("--memory must be gigabytes above 0, got 0",)),
+        (("--rel-step-size", "0"), ("--rel-step-size must be above 0",)),
+        (("--modules", ""), ("--modules names no layer", "leave it out")),
         (("--rel-step-size", "-1"), ("step of an attack",)),
-        (("--checkpoint", "base"), ("unknown checkpoint 'base'",)),
+        (("--checkpoint", "base"), ("unknown checkpoint 'base'", "r has best, final, last")),
         (("--out", "c.xyz"), ("cannot write the picture",)),
         (("--out", "nowhere/c.svg"), ("there is no folder nowhere",)),
     ],

@@ -67,7 +67,7 @@ def test_the_help_of_the_topics_loads_no_torch() -> None:
     code = """
 import contextlib, io, sys
 from gambeson.app.cli import main
-for topic in ("cam", "regions"):
+for topic in ("cam", "eps", "regions"):
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["diagnose", topic, "--help"]) == 0
     assert not {"torch._C", "matplotlib", "scipy"} & set(sys.modules), topic
@@ -85,8 +85,8 @@ def test_every_option_is_documented(schema: type) -> None:
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        ((), ("known: cam, criticality, regions",)),
-        (("--json",), ("known: cam, criticality, regions",)),
+        ((), ("known: cam, criticality, eps, regions",)),
+        (("--json",), ("known: cam, criticality, eps, regions",)),
         (("region",), ("cannot diagnose 'region'", "did you mean regions?")),
         (("cam",), ("diagnose cam needs one run directory, got 0",)),
         (("cam", "r", "--imges", "3"), ("unknown option --imges", "did you mean --images")),

@@ -19,7 +19,9 @@ from gambeson.app import build
 from gambeson.app.cli import main
 from gambeson.app.options import InterpolateOptions
 from gambeson.attacks.pgd import PGD
-from gambeson.finetuning import interpolated, reestimate_statistics, walk
+from gambeson.evaluation.statistics import wilson
+from gambeson.finetuning import choose_alpha, interpolated, reestimate_statistics, walk
+from gambeson.finetuning.interpolate import Point
 
 Finished = Callable[[str], Path]
 SMALL = ("--alphas", "0,0.5,1", "--size", "40", "--device", "cpu")
@@ -59,8 +61,13 @@ def test_the_table_and_the_record(pair: tuple[str, str], cli: Cli) -> None:
     before = fingerprint(Path("a")), fingerprint(Path("b"))
     result = cli("interpolate", *pair, *SMALL)
     assert result.code == 0, result.err
-    assert result.err.endswith("wrote b/diagnosis/line-from-a-best-val.svg and b/diagnosis/line-from-a-best-val.json\n")
-    record = json.loads(Path("b/diagnosis/line-from-a-best-val.json").read_text())
+    stem = "b/diagnosis/line-from-a-best-val-alphas-0+0.5+1-size-40"
+    assert result.err.endswith(f"wrote {stem}.svg and {stem}.json\n")
+    record = json.loads(Path(f"{stem}.json").read_text())
+    first, last = record["steps"]
+    assert result.out.startswith(
+        f"alpha 0: a, checkpoint best (step {first}); alpha 1: b, checkpoint best (step {last})\ndigits val, n = 40\n"
+    )
     assert [point["alpha"] for point in record["points"]] == [0, 0.5, 1]
     for point in record["points"]:
         assert point["clean"]["value"] == clean_accuracy(pair, point["alpha"])
@@ -74,7 +81,7 @@ def test_the_table_and_the_record(pair: tuple[str, str], cli: Cli) -> None:
         for p in record["points"]
     ]
     assert [float(row[0]) for row in rows if row[3].strip()] == [record["chosen"]]
-    assert "a to b" in Path("b/diagnosis/line-from-a-best-val.svg").read_text()
+    assert "a to b" in Path(f"{stem}.svg").read_text()
     after = fingerprint(Path("b"))
     assert (fingerprint(Path("a")), {name: after[name] for name in before[1]}) == before
 
@@ -117,12 +124,46 @@ def test_statistics_are_reestimated_from_training_images(pair: tuple[str, str], 
     assert [point["clean"]["value"] for point in record["points"]] == wanted
     assert wanted[1] != clean_accuracy(pair, 0.5)
     assert not Path("b/diagnosis").exists()
+    many = len(build.splits(build.open_run(Path("a")).call).train)
+    refused = cli("interpolate", *pair, *SMALL, "--reestimate-bn", str(many + 1))
+    assert_error(refused, 1, f"--reestimate-bn can take the {many:,} training images at most, got {many + 1}")
+    out = cli("interpolate", *pair, *SMALL, "--reestimate-bn", "128").out
+    assert "; between them BatchNorm re-estimated from 128 training images\n" in out
+
+
+def test_a_checkpoint_for_each_run(pair: tuple[str, str], cli: Cli) -> None:
+    """A fine-tuned run has two more."""
+    call = json.loads(Path("b/run.json").read_text())
+    Path("b/run.json").write_text(json.dumps({**call, "finetune": {"name": "rift"}, "selection": {"split": "test"}}))
+    shutil.copy("b/checkpoints/last.safetensors", "b/checkpoints/finetuned.safetensors")
+    result = cli("interpolate", *pair, *SMALL, "--checkpoint", "best,finetuned")
+    assert result.code == 0, result.err
+    assert "alpha 0: a, checkpoint best (step " in result.out
+    assert "; alpha 1: b, checkpoint finetuned (step " in result.out
+    assert "b: selected on test: these numbers are optimistic" in result.out
+    (file,) = Path("b/diagnosis").glob("line-from-a-best-to-finetuned-val-*.json")
+    record = json.loads(file.read_text())
+    assert record["checkpoints"] == ["best", "finetuned"]
+    assert [one["split"] for one in record["selection"]] == ["val", "test"]
+    assert_error(cli("interpolate", *pair, "--checkpoint", "base"), 1, "'base'", "hint: a has best, final, last")
+    said = "hint: b has best, final, last, finetuned"
+    assert_error(cli("interpolate", *pair, "--checkpoint", "best,x"), 1, "unknown checkpoint 'x'", said)
+    for text in ("best,", "best,last,final"):
+        assert_error(cli("interpolate", *pair, "--checkpoint", text), 1, "one checkpoint of both runs", text)
+
+
+def test_the_caption_says_how_equals_are_told_apart(pair: tuple[str, str], cli: Cli) -> None:
+    """As `choose_alpha` does."""
+    points = [Point(alpha, wilson(9, 10), wilson(right, 10), ()) for alpha, right in ((0, 4), (0.5, 5), (1, 5))]
+    assert choose_alpha(points) == 0.5
+    out = " ".join(cli("interpolate", *pair, *SMALL).out.split())
+    assert "below alpha 0; of equals the higher pgd-10, then the smaller alpha" in out
 
 
 def test_a_choice_on_test_is_stamped_and_has_a_file_of_its_own(pair: tuple[str, str], cli: Cli) -> None:
     result = cli("interpolate", *pair, *SMALL, "--split", "test", "--entries", "parameters", "--checkpoint", "final")
     assert "selected on test" in result.out
-    assert Path("b/diagnosis/line-from-a-final-test-parameters.svg").is_file()
+    assert Path("b/diagnosis/line-from-a-final-test-parameters-alphas-0+0.5+1-size-40.svg").is_file()
     assert "selected on test" not in cli("interpolate", *pair, *SMALL).out
 
 

@@ -241,3 +241,23 @@ def test_a_damaged_record_is_named(content: bytes, command: str, cli: Cli, finis
     (finished("r") / "run.json").write_bytes(content)
 
     assert_error(cli(command, "r"), 1, "r/run.json")
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_run_that_was_selected_on_test_is_stamped_wherever_its_numbers_stand(
+    split: str, cli: Cli, finished: Finished
+) -> None:
+    file = finished("r") / "run.json"
+    call = json.loads(file.read_text())
+    file.write_text(json.dumps({**call, "selection": {"split": split}}))
+    small = ("--test-size", "10", "--device", "cpu")
+    for words in (
+        ("evaluate", "r", "--attack", "clean", *small),
+        ("corruptions", "r", "--corruptions", "fog", "--severities", "1", "--out", "c.png", *small),
+        ("diagnose", "criticality", "r", "--modules", "linear", "--size", "10", "--device", "cpu", "--out", "m.png"),
+        ("diagnose", "eps", "r", "--attack", "fgsm", "--eps-grid", "0,0.1", "--out", "e.png", *small),
+    ):
+        table = cli(*words)
+        assert table.code == 0, table.err
+        assert ("selected on test: these numbers are optimistic" in table.out) == (split == "test"), words
+        assert json.loads(cli(*words, "--json").out)["selection"] == {"split": split}, words

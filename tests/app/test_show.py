@@ -73,16 +73,6 @@ def test_an_empty_overview_says_how_to_begin(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "no runs in runs; start one with `gambeson train n-lap`\n"
 
 
-@pytest.mark.parametrize(("p", "verdict"), [(0.049, "differ"), (0.051, "not significantly different")])
-def test_a_pair_is_judged_by_its_p_value(p: float, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pair = {"key": "best clean", "a": "one", "b": "two", "n": 50, "only_a": 3, "only_b": 9, "p": p}
-    show.comparison({"runs": ["one", "two"], "settings": {}, "accuracy": {}, "paired": [pair]})
-    said = lines(capsys.readouterr().out)[-1]
-
-    assert said.startswith(f"best clean: one and two {verdict} on the same 50 examples (McNemar p = {p:.2g}")
-    assert "only the first right 3, only the second 9" in said
-
-
 def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with show.progress() as bar:
         bar.advance(bar.add_task("evaluating", total=2))

@@ -103,6 +103,19 @@ def test_other_kinds_of_method_train(method: str, cli: Cli) -> None:
     assert any(key in row for row in rows_of(Path("r")))
 
 
+def test_a_training_that_diverged_ends_with_what_can_be_measured(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attacks on a saturated softmax would report the clean accuracy as robust."""
+    monkeypatch.setattr("gambeson.evaluation.gradients.SHARE", 1e-9)  # it diverges to any accuracy above none
+    result = cli("train", "standard", *FAST, "--lr", "100000", "--run", "r")
+
+    assert result.code == 0
+    assert "best was not attacked: the gradient of the cross-entropy is zero" in result.err
+    assert "hint: the softmax saturates" in result.err
+    header = result.out.split("accuracy on the test set")[1].splitlines()[2]
+    assert header.split() == ["weights", "clean,", "%", "[95", "%]"]
+    assert {path.stem for path in Path("r/evaluations").glob("*.json")} == {"best-test-clean-1", "final-test-clean-1"}
+
+
 def test_without_validation_nothing_is_selected(cli: Cli) -> None:
     result = cli("train", "n-lap", *FAST, "--val-fraction", "0", "--run", "r")
 

@@ -77,6 +77,8 @@ def test_a_fine_tuned_run_is_a_run(tuned: Path, cli: Cli, here: Path) -> None:
 def test_only_statistics_move_in_bn(base: Path, cli: Cli) -> None:
     result = cli("finetune", "bn", str(base), *SHORT, "--run", "bn")
     assert result.code == 0, result.err
+    assert "only BatchNorm's running statistics move" in result.out
+    assert "fine-tuning linear" not in result.out
     start, end = (tensors_of(Path(f"bn/checkpoints/{name}.safetensors")) for name in ("base", "finetuned"))
     changed = {name.rpartition(".")[2] for name in start if not torch.equal(start[name], end[name])}
     assert changed == {"running_mean", "running_var", "num_batches_tracked"}
@@ -86,7 +88,7 @@ def test_only_statistics_move_in_bn(base: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        (("--module", "layr2.conv"), ("layr2.conv", "did you mean layer2.conv")),
+        (("--module", "layr2.conv"), ("layr2.conv", "did you mean layer2.conv", "argmin, top-K, last, all")),
         (("--alphas", "0.5,1"), ("needs 0",)),
         (("--protocol", "papr"), ("unknown protocol 'papr'", "release, paper")),
         (("--select", "train"), ("unknown selection split",)),
@@ -116,6 +118,10 @@ def test_wrong_usage(cli: Cli) -> None:
     assert_error(cli("finetune"), 2, "known: rift, bn")
     assert_error(cli("finetune", "rft", "x"), 2, "did you mean rift")
     assert_error(cli("finetune", "rift"), 2, "one run directory")
+    assert_error(cli("finetune", "bn", "x", "--lr", "0.1"), 2, "finetune bn has no --lr", "statistics move")
+    said = "--weights needs --model and --data: the file does not say"
+    assert_error(cli("finetune", "rift", "--weights", "f.pt"), 2, said, "hint: gambeson finetune rift --weights FILE")
+    assert_error(cli("finetune", "rift", "--weights", "f.pt", "--model", "resnet18"), 2, "--weights needs --data:")
     assert_error(cli("interpolate", "a"), 2, "two run directories")
 
 
@@ -129,8 +135,16 @@ def changed_call(run: Path, target: Path, **changes: object) -> str:
 def test_an_empty_split_is_refused_with_what_to_do(base: Path, cli: Cli, here: Path) -> None:
     data = {**json.loads((base / "run.json").read_text())["data"], "val_fraction": 0.0}
     run = changed_call(base, here / "no-val", data=data)
-    assert_error(cli("finetune", "rift", run), 1, "the val split is empty", "test split")
-    assert_error(cli("diagnose", "criticality", run), 1, "the val split is empty")
+    assert_error(cli("finetune", "rift", run), 1, "the val split is empty", "--select test --mrc-split test,")
+    assert_error(cli("finetune", "rift", run, "--module", "last"), 1, "the val split is empty", "--select test,")
+    assert_error(cli("diagnose", "criticality", run), 1, "the val split is empty", "--split test,")
+
+
+def test_a_run_that_is_no_fine_tuning_is_not_gone_on_with(base: Path, cli: Cli) -> None:
+    before = fingerprint(base)
+    result = cli("finetune", "rift", str(base), "--run", str(base), "--device", "cpu")
+    assert_error(result, 1, "base is no fine-tuning run", "--run names a directory to create")
+    assert fingerprint(base) == before
 
 
 def test_a_base_that_selected_on_test_is_stamped(base: Path, cli: Cli, here: Path) -> None:
@@ -146,6 +160,8 @@ def test_selection_on_test_is_stamped_and_a_run_is_not_another_one(base: Path, c
     words = ("finetune", "rift", str(base), *SHORT, "--module", "last", "--run", "tuned")
     result = cli(*words, "--select", "test", "--select-size", "50")
     assert result.code == 0, result.err
+    assert re.search(r"^epoch 1/1 .*test clean \d", result.err, re.MULTILINE)
+    assert "val clean" not in result.err
     assert "selected on test" in result.out
     assert json.loads(Path("tuned/run.json").read_text())["selection"]["split"] == "test"
     assert_error(cli(*words), 1, "another run", "finetune.select is 'test' there, 'val' here")
@@ -282,10 +298,11 @@ def test_the_table_is_of_the_three_models(base: Path, cli: Cli) -> None:
 
 def test_runs_are_listed_and_compared(base: Path, tuned: Path, cli: Cli) -> None:
     listed = cli("runs", "list", "--root", str(tuned.parent))
-    assert re.search(r"tuned +n-fgsm +digits +done", listed.out)
+    assert re.search(r"tuned +n-fgsm \+ rift +digits +done", listed.out)
     result = cli("runs", "compare", str(base), str(tuned))
     assert result.code == 0, result.err
     assert "settings.lr" in result.out
+    assert "finetune.module" in result.out
 
 
 INTERRUPTED = {
@@ -497,6 +514,8 @@ def test_what_cannot_be_done_is_said_before_a_run_is_made(words: tuple[str, ...]
 
 
 def test_the_help_shows_the_options(cli: Cli) -> None:
+    for how in TITLES:
+        assert f"RUN-{how}-N" in cli("finetune", how, "--help").out
     page = cli("finetune", "--help")
     assert (page.code, page.err) == (0, "")
     assert all(re.search(rf"^  {how} +\w", page.out, re.MULTILINE) for how in TITLES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -21,11 +23,11 @@ ROWS = (
 FOUND = Criticality(ROWS, 1.0, 0.5, 1234, MRC(), "cached")
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, title: str = "") -> Figure:
+def drawn(monkeypatch: pytest.MonkeyPatch, title: str = "", found: Criticality = FOUND) -> Figure:
     """The figure that would have been written."""
     figures: list[Figure] = []
     monkeypatch.setattr("gambeson.diagnosis.criticality_picture.save", lambda figure, path: figures.append(figure))
-    draw_criticality(FOUND, Path("unused.svg"), title)
+    draw_criticality(found, Path("unused.svg"), title)
     return figures[0]
 
 
@@ -51,6 +53,26 @@ def test_every_layer_has_its_bar_in_both_panels(monkeypatch: pytest.MonkeyPatch)
     assert [text.get_text() for text in left.texts] == ["1.5", "0.25", "0.1"]
     assert [text.get_text() for text in right.texts] == ["40.0", "5.0", "-5.0"]
     assert left.get_ylim()[0] > left.get_ylim()[1]  # the first layer on top
+
+
+def test_the_numbers_of_negative_bars_do_not_cover_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(replace(row, mrc=mrc) for row, mrc in zip(ROWS, (0.01, -0.3, -0.001), strict=True))
+    figure = drawn(monkeypatch, found=replace(FOUND, layers=rows))
+    FigureCanvasAgg(figure).draw()
+    left = figure.axes[0]
+    names = [label.get_window_extent() for label in left.get_yticklabels()]
+    numbers = [text.get_window_extent() for text in left.texts]
+    assert [text.get_text() for text in left.texts] == ["0.01", "-0.3", "-0.001"]
+    assert not any(name.overlaps(number) for name in names for number in numbers)
+    zero = left.transData.transform((0, 0))[0]
+    assert all(number.x0 >= zero for number in numbers)
+
+
+def test_a_panel_of_zeros_begins_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(replace(row, accuracy=0.5) for row in ROWS)
+    left, right = drawn(monkeypatch, found=replace(FOUND, layers=rows)).axes
+    assert right.get_xlim() == (0, 1)
+    assert left.get_xlim()[0] == 0
 
 
 def test_the_least_critical_layer_stands_out_and_bounds_are_hatched(monkeypatch: pytest.MonkeyPatch) -> None:

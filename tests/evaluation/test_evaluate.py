@@ -16,7 +16,7 @@ from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
 from gambeson.data.splits import Examples
-from gambeson.evaluation import ATTACKS, Report, evaluate, parse_attack, wilson
+from gambeson.evaluation import ATTACKS, Report, evaluate, parse_attack, require_attack, wilson
 
 Net = Callable[..., nn.Sequential]
 Data = Callable[..., Examples]
@@ -115,7 +115,7 @@ def test_an_infinite_perturbation_is_projected(monkeypatch: pytest.MonkeyPatch) 
     assert report.settings["failed"] == {}
 
 
-def test_a_nan_gradient_does_not_make_a_robust_model_look_broken() -> None:
+def test_a_nan_gradient_is_refused_and_does_not_make_a_robust_model_look_broken() -> None:
     class Rooted(Threshold):
         """The gradient of sqrt at 0 is infinite, times zero is NaN; the logits are those of `Threshold`."""
 
@@ -123,8 +123,13 @@ def test_a_nan_gradient_does_not_make_a_robust_model_look_broken() -> None:
             nothing = torch.sqrt(0 * x[:, 0, 0, 0])
             return super().forward(x) + nothing[:, None]
 
-    report = evaluate(Rooted(), X, Y, ["pgd-3"], L2(1e-3), num_classes=2)
+    arguments = (Rooted(), X, Y, ["pgd-3"], L2(1e-3))
+    with pytest.raises(InputError, match="cross-entropy is NaN or infinite at 4 of 4 images"):
+        evaluate(*arguments, num_classes=2)
+    assert evaluate(Rooted(), X, Y, [], L2(1e-3), num_classes=2).outcomes["clean"].any()  # needs no gradient
+    report = evaluate(*arguments, num_classes=2, checks=False)
     assert report.outcomes["clean"].tolist() == report.outcomes["pgd-3"].tolist() == [False, True, True, True]
+    assert report.settings["failed"] == {"pgd-3": 3}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -280,7 +285,11 @@ def test_attack_names() -> None:
     assert parse_attack("mm3") == MarginAPGD(targets=3, steps=20)
     assert parse_attack("mm9") == MarginAPGD(targets=9, steps=20)
     assert parse_attack(" MM+") == MarginAPGD(targets=9, steps=100)
-    assert list(ATTACKS) == ["clean", "fgsm", "pgd-K", "pgd-K-R", "mma-K", "mm3", "mm9", "mm+"]
+    assert list(ATTACKS) == [
+        *("clean", "fgsm", "pgd-K", "pgd-K-R", "mma-K", "mm3", "mm9", "mm+"),
+        *("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "md", "square"),
+        *("autoattack", "autoattack-plus", "autoattack-rand", "aa-preview"),
+    ]
 
 
 WRONG_NAMES = ["pgd", "pgd-0", "pgd-10-0", "pgd-1-2-3", "pgd-x", "pgd--1", "", "cw"]
@@ -298,6 +307,8 @@ def test_other_attack_names_are_refused(name: str) -> None:
     ("name", "near"),
     [
         ("pdg-50", "did you mean pgd-50?"),
+        ("auto-attack", "did you mean autoattack?"),
+        ("apdg-ce", "did you mean apgd-ce?"),
         ("PDG-50-10", "did you mean pgd-50-10?"),
         ("fgms", "did you mean fgsm?"),
         ("claen", "did you mean clean?"),
@@ -305,7 +316,7 @@ def test_other_attack_names_are_refused(name: str) -> None:
         ("mm-20", "did you mean mma-20?"),
         ("mm4", "did you mean mm9 or mm3 or mm+?"),
         ("mma", f"known: {', '.join(ATTACKS)};"),
-        ("xyz", "known: clean, fgsm, pgd-K, pgd-K-R, mma-K, mm3, mm9, mm+;"),
+        ("xyz", f"known: {', '.join(ATTACKS)};"),
     ],
 )
 def test_an_unknown_attack_names_the_nearest(name: str, near: str) -> None:
@@ -320,7 +331,7 @@ def test_only_what_is_accepted_is_proposed(name: str) -> None:
         parse_attack(name)
     proposed = re.match(r"did you mean (.*)\?", str(error.value.hint))
     for other in proposed[1].split(" or ") if proposed else ():
-        assert parse_attack(other) is not None
+        require_attack(other)
 
 
 @pytest.mark.parametrize("name", ["mma-4", "mm3", "mm9"])

@@ -1,0 +1,72 @@
+"""What `gambeson runs compare` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+
+from gambeson.app.show import interval, new_table, out, print_table, short, stamp
+from gambeson.evaluation import Interval
+
+
+def comparison(found: Mapping[str, Any]) -> None:
+    """The tables of `runs compare`."""
+    names = found["runs"]
+    if found["settings"]:
+        table = new_table("setting", *names, left=1 + len(names))
+        for key, values in found["settings"].items():
+            table.add_row(key, *["-" if value is None else escape(short(value)) for value in values])
+        print_table(table)
+    else:
+        out.print("all settings are equal")
+    table = new_table("test accuracy, % [95 %]", *names)
+    for key, values in found["accuracy"].items():
+        sizes = {value["n"] for value in values if value}
+        label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
+        table.add_row(label, *[interval(Interval(**value)) if value else "-" for value in values])
+    print_table(table)
+    if found["paired"]:
+        _paired(found)
+    for name, split in zip(names, found["selection"], strict=True):
+        stamp({"split": split}, name)
+
+
+def _paired(found: Mapping[str, Any]) -> None:
+    """The table of the tests between runs on the same examples."""
+    lines, corrected = found["paired"], found["correction"] is not None
+    several = len(found["runs"]) > 2
+    table = new_table(
+        "same examples",
+        *(("first", "second") if several else ()),
+        "n",
+        "only first",
+        "only second",
+        "first - second, points [95 %]",
+        "p",
+        *(("p (Holm)",) if corrected else ()),
+        "",
+        left=3 if several else 1,
+    )
+    for line in lines:
+        by = line["difference"]
+        points = f"{100 * by['value']:+.1f} [{100 * by['low']:+.1f}, {100 * by['high']:+.1f}]"
+        table.add_row(
+            escape(line["key"]),
+            *((escape(line["a"]), escape(line["b"])) if several else ()),
+            *[str(line[key]) for key in ("n", "only_a", "only_b")],
+            escape(points),
+            f"{line['p']:.2g}",
+            *((f"{line['p_holm']:.2g}",) if corrected else ()),
+            "significant" if line["significant"] else "not significant",
+        )
+    print_table(table)
+    if not several:
+        out.print(f"first: {escape(found['runs'][0])}, second: {escape(found['runs'][1])}", style="dim", soft_wrap=True)
+    note = f"p: exact McNemar test; significant: {'p (Holm)' if corrected else 'p'} < {found['alpha']:g}"
+    if corrected:
+        note += f", Holm's correction for the {len(lines)} tests of this table"
+    out.print(
+        f"{note}; [..]: Tango's score interval of each difference alone", style="dim", markup=False, soft_wrap=True
+    )

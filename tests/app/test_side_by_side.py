@@ -1,0 +1,59 @@
+"""The tables of `gambeson runs compare`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from gambeson.app import side_by_side
+
+
+def found(*adjusted: float, runs: tuple[str, ...] = ("one", "two")) -> dict[str, Any]:
+    """A comparison with a test for each of the p-values, which are half of the adjusted ones."""
+    pair = {"a": "one", "b": "two", "n": 50, "only_a": 3, "only_b": 9}
+    by = {"value": -0.12, "low": -0.2512, "high": 0.0149, "n": 50}
+    paired = [
+        {"key": f"best pgd-{k}", **pair, "difference": by, "p": p / 2, "p_holm": p, "significant": p < 0.05}
+        for k, p in enumerate(adjusted)
+    ]
+    correction = "holm" if len(adjusted) > 1 else None
+    tested = {"paired": paired, "alpha": 0.05, "correction": correction}
+    return {"runs": runs, "selection": ["val"] * len(runs), "settings": {}, "accuracy": {}, **tested}
+
+
+def shown(comparison: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    side_by_side.comparison(comparison)
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_a_single_test_is_not_corrected(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(found(0.06), capsys)
+    assert "best pgd-0 50 3 9 -12.0 [-25.1, +1.5] 0.03 not significant" in out
+    assert "p: exact McNemar test; significant: p < 0.05; [..]: Tango's score interval of each difference alone" in out
+    assert "first: one, second: two" in out
+    assert "Holm" not in out
+
+
+def test_several_tests_are_judged_by_what_holm_makes_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(found(0.049, 0.051), capsys)
+    assert re.search(r"best pgd-0 50 3 9 -12\.0 \[-25\.1, \+1\.5\] 0\.02\d* 0\.049 significant", out)
+    assert re.search(r"best pgd-1 50 3 9 -12\.0 \[-25\.1, \+1\.5\] 0\.02\d* 0\.051 not significant", out)
+    assert "significant: p (Holm) < 0.05, Holm's correction for the 2 tests of this table" in out
+
+
+def test_of_more_than_two_runs_every_line_names_its_two(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown(found(0.5, 0.5, runs=("one", "two", "three")), capsys)
+    assert "best pgd-1 one two 50" in out
+    assert "first: one" not in out
+
+
+def test_nothing_in_common_is_not_tested(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "McNemar" not in shown(found(), capsys)
+
+
+def test_runs_that_were_selected_on_test_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "selected on test" not in shown(found(), capsys)
+    out = shown({**found(), "selection": ["val", "test"]}, capsys)
+    assert out.endswith("two: selected on test: these numbers are optimistic")
