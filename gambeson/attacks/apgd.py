@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import torch
 
 from gambeson.attacks.attack import LogitLoss, input_gradient, per_image, require
-from gambeson.attacks.search import Forward, Jobs, State, noise, select
+from gambeson.attacks.search import Forward, Jobs, State, noise, select, targets_of
 from gambeson.attacks.starts import boundary
 from gambeson.core.errors import require_known
 from gambeson.core.losses import ce, dlr, margin, targeted_dlr, targeted_margin
@@ -148,8 +148,7 @@ class AutoPGD:
         start = boundary(jobs.x, threat, noise(jobs, self.name, streams, torch.rand if linf else torch.randn))
         state = _begin(jobs.x, jobs.y, start, self.steps)
         if self.loss in _TARGETED:
-            order = jobs.logits.scatter(1, jobs.y[:, None], torch.inf).argsort(1, descending=True)
-            state["target"] = order.gather(1, 1 + jobs.round[:, None] // self.restarts).squeeze(1)
+            state["target"] = targets_of(jobs, self.restarts)
         return state
 
     def step(self, model: Forward, state: State, threat: Threat) -> None:

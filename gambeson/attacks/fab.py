@@ -10,7 +10,7 @@ import torch
 
 from gambeson.attacks.attack import input_gradient, per_image, require
 from gambeson.attacks.projections import project_l2, project_linf
-from gambeson.attacks.search import Forward, Jobs, State, noise, select
+from gambeson.attacks.search import Forward, Jobs, State, noise, select, targets_of
 from gambeson.attacks.starts import boundary
 from gambeson.core.losses import targeted_margin
 from gambeson.core.modes import batch_norm, frozen
@@ -115,8 +115,7 @@ class FAB:
             "taken": torch.zeros_like(y),  # steps
         }
         if self.targeted:
-            order = jobs.logits.scatter(1, y[:, None], torch.inf).argsort(1, descending=True)
-            state["target"] = order.gather(1, 1 + jobs.round[:, None] // self.restarts).squeeze(1)
+            state["target"] = targets_of(jobs, self.restarts)
         return state
 
     def step(self, model: Forward, state: State, threat: Threat) -> None:

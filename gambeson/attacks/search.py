@@ -168,7 +168,7 @@ def hunt(
                 rows = begun.to(state["x"].device)
                 state.update({name: state[name].index_copy(0, rows, values) for name, values in new.items()})
             active = int((here >= 0).sum())
-            size = min((size for size in sizes if size >= active), default=0) if active else 0
+            size = min(size for size in sizes if size >= active) if active else 0
             if size < len(here):
                 here, state = _shrink(here, state, size)
 
@@ -255,6 +255,17 @@ def noise(jobs: Jobs, purpose: str, streams: Streams, draw: Callable[..., Tensor
     for index, turn in zip(jobs.index.tolist(), jobs.round.tolist(), strict=True):
         rows.append(draw(shape, generator=streams.at(f"{purpose}/{turn}", index), dtype=jobs.x.dtype))
     return torch.stack(rows).to(jobs.x.device)
+
+
+def targets_of(jobs: Jobs, restarts: int) -> Tensor:
+    """The class that each example's round goes towards, int64 `(M,)`: of the wrong ones the nearest first.
+
+    Args:
+        jobs: The examples; their clean logits say what is near.
+        restarts: Rounds per target.
+    """
+    order = jobs.logits.scatter(1, jobs.y[:, None], torch.inf).argsort(1, descending=True)
+    return order.gather(1, 1 + jobs.round[:, None] // restarts).squeeze(1)
 
 
 def select(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
