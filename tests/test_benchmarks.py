@@ -23,6 +23,8 @@ report = importlib.import_module("benchmarks.report")
 reference = importlib.import_module("benchmarks.references.part_masks")
 part_masks = importlib.import_module("benchmarks.workloads.part_masks")
 mrc = importlib.import_module("benchmarks.workloads.mrc")
+pgd = importlib.import_module("benchmarks.workloads.pgd")
+against = importlib.import_module("benchmarks.autoattack")
 
 Bound, Case, Check, Ratio = case.Bound, case.Case, case.Check, case.Ratio
 
@@ -32,7 +34,8 @@ def small(monkeypatch):
     """The workloads with small networks, without real images; torch's threads come back."""
     build, transformer = part_masks.create, part_masks.VisionTransformer
     monkeypatch.setattr(part_masks, "create", lambda name, task, *, width, seed: build(name, task, width=4, seed=seed))
-    monkeypatch.setattr(mrc, "create", lambda name, task, *, width, seed: build("small-cnn", task, seed=seed))
+    for one in (mrc, pgd):
+        monkeypatch.setattr(one, "create", lambda name, task, *, width, seed: build("small-cnn", task, seed=seed))
     monkeypatch.setattr(
         part_masks, "VisionTransformer", lambda task, **_: transformer(task, patch=8, dim=16, depth=2, heads=2)
     )
@@ -157,6 +160,84 @@ def test_mrc_gives_no_ratio_for_other_values(small, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(mrc, "RELEASE_RADIUS", 0.11)
     assert cli.main(["mrc", "--rounds", "1", "--batch-size", "4"]) == 1
     assert "FAILED" in capsys.readouterr().out
+
+
+def test_pgd_reports_its_ratios(small, tmp_path, capsys):
+    file = tmp_path / "out.json"
+    assert cli.main(["pgd", "--rounds", "1", "--batch-size", "4", "--json", str(file)]) == 0
+    (one,) = json.loads(file.read_text())["cases"]
+    assert one["title"] in capsys.readouterr().out
+    assert {"gambeson", "plain loop (reference)", "forward"} <= set(one["samples"]["cpu"])
+    peers = {name for name in pgd.GOALS if importlib.util.find_spec(name)}
+    assert {check["label"].rpartition(", ")[2] for check in one["checks"]} >= peers
+    rows = {row["label"]: row for row in one["ratios"][0]["rows"]}
+    assert set(rows) == {f"{name} / ours" for name in peers} | {"reference / ours", "ours / forward"}
+
+
+def test_pgd_gives_no_ratio_for_other_images(small, capsys, monkeypatch):
+    monkeypatch.setattr(pgd.reference, "attack", lambda net, x, y, **_: (x + 0.5).clamp(0, 1))
+    assert cli.main(["pgd", "--rounds", "1", "--batch-size", "4"]) == 1
+    assert "FAILED" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on digits."""
+    from gambeson.app.cli import main
+
+    path = tmp_path_factory.mktemp("benchmark") / "r"
+    words = ["standard", "--eps", "0.3", "--epochs", "4", "--test-size", "20", "--attack", "clean"]
+    assert main(["train", *words, "--device", "cpu", "--run", str(path)]) == 0
+    return path
+
+
+def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    order = []
+
+    def side(name, first):
+        def attack(model, x, y, threat, seed, batch):
+            order.append(name)
+            meter = against.Meter(model)
+            with torch.no_grad():
+                standing = model(x).argmax(1) == y
+            standing[:first] = False
+            for attack in against.STAGES:
+                model(x.requires_grad_()).sum().backward()
+                meter.read(attack, int(standing.sum()))
+            return standing, meter.stages
+
+        return attack
+
+    monkeypatch.setattr(against, "SIDES", {"gambeson": side("gambeson", 0), "pyautoattack": side("pyautoattack", 5)})
+    file = tmp_path / "out.json"
+    words = [str(run), "--test-size", "30", "--part", "10", "--batch-size", "10", "--json", str(file)]
+    code = against.main(words)
+    torch.set_num_threads(threads)
+    shown = capsys.readouterr().out
+    (found,) = json.loads(file.read_text())["runs"]
+    lost = round(30 * (found["robust"]["gambeson"]["value"] - found["robust"]["pyautoattack"]["value"]))
+
+    assert order == ["gambeson", "pyautoattack", "pyautoattack", "gambeson", "gambeson", "pyautoattack"]
+    assert found["n"] == 30
+    assert found["differing"] == lost > 0
+    assert code == 1  # more than 2 of 500 apart
+    assert [len(part) for part in found["stages"]["gambeson"]] == [4, 4, 4]
+    assert against.total(found, "gambeson", "forwards") == [50, 50, 50]  # with the clean forward
+    assert against.total(found, "gambeson", "backwards") == [40, 40, 40]
+    assert f"| all | {100 * found['robust']['gambeson']['value']:.1f} |" in shown
+    assert "150 | 150 | 120 | 120 |" in shown
+    assert "pyautoattack / gambeson, part by part: " in shown
+
+
+def test_autoattack_agrees_with_its_release(run, capsys):
+    pytest.importorskip("pyautoattack")
+    threads = torch.get_num_threads()
+    words = [str(run), "--test-size", "6", "--part", "6", "--batch-size", "6"]
+    code = against.main(words)
+    torch.set_num_threads(threads)
+    assert code == 0
+    assert "verdicts differ for 0 of 6 images" in capsys.readouterr().out
 
 
 def test_a_dead_map_keeps_the_low_budget_everywhere_in_the_reference():

@@ -1,9 +1,12 @@
 """The workloads by name."""
 
 from benchmarks.case import Workload
-from benchmarks.workloads import mrc, part_masks
+from benchmarks.workloads import mrc, part_masks, pgd
 
 WORKLOADS: dict[str, Workload] = {
     "mrc": Workload("module robust criticality of every layer, against the whole network in every pass", mrc.cases),
     "part-masks": Workload("PART's masks from class-activation maps, against one image at a time", part_masks.cases),
+    "pgd": Workload(
+        "PGD-10 on a batch, against a plain loop and torchattacks, foolbox, ART where installed", pgd.cases
+    ),
 }

@@ -48,7 +48,7 @@ def doctor(args: list[str]) -> int:
         if given and not (given == ["--size"] and options.data):
             raise UsageError(f"{', '.join(given)} is for a checkpoint file: a run says it itself", hint=usage)
 
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, show, verdicts
     from gambeson.engine.run import versions
     from gambeson.evaluation import examine
 
@@ -72,7 +72,7 @@ def doctor(args: list[str]) -> int:
         **found.to_dict(),
         "versions": versions(),
     }
-    print(json.dumps(record, indent=2)) if options.json else findings.examination(record)
+    print(json.dumps(record, indent=2)) if options.json else verdicts.examination(record)
     return 1 if found.errors else 0
 
 

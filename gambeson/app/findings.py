@@ -198,30 +198,6 @@ def finetuned(reports: Mapping[str, Report], alpha: float, selection: Mapping[st
     stamp(selection)
 
 
-def examination(record: Mapping[str, Any]) -> None:
-    """The table of `doctor`, from its record."""
-    of = record["of"] if record["step"] is None else f"{record['of']}, checkpoint {record['checkpoint']}"
-    of += "" if record["step"] is None else f" (step {record['step']})"
-    budget = f"{record['norm']} eps {short(record['eps'])}"
-    ran = f"the model was run on {record['examined']} of {record['n']:,} images" if record["examined"] else ""
-    out.print(
-        escape(f"{of}, {record['data']} {record['split']}, {budget}: {ran or 'the model was not run'}"), soft_wrap=True
-    )
-    styles = {"pass": "green", "warn": "bold yellow", "error": "bold red"}
-    table = new_table("check", "result", "found", left=3)
-    for row in record["findings"]:
-        style = styles[row["level"]]
-        table.add_row(row["check"], f"[{style}]{row['level']}[/{style}]", escape(row["message"]))
-        if row["hint"]:
-            table.add_row("", "", escape(f"hint: {row['hint']}"), style="dim")
-    print_table(table)
-    errors, warnings = (f"{record[key]} {key[:-1] if record[key] == 1 else key}" for key in ("errors", "warnings"))
-    if record["errors"]:
-        out.print(f"[bold red]{errors}[/bold red], {warnings}: an evaluation would be wrong", soft_wrap=True)
-    else:
-        out.print(f"{errors}, {warnings}", soft_wrap=True)
-
-
 def regions(found: Regions, data: str) -> None:
     """The tables of `diagnose regions`."""
     from gambeson.diagnosis.regions import PAIRS, PUBLISHED, SETUPS, budget_text, mean_budget

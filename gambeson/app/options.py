@@ -351,6 +351,41 @@ class EpsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskingOptions:
+    """On what to judge a run's gradients, and by how much work.
+
+    Args:
+        transfer: A second run, against whose model images are made too.
+        queries: Queries of Square, the attack without gradients.
+        eps: Budget of all attacks, such as 8/255; default the run's.
+        norm: Linf or L2; default the run's.
+        split: test or val.
+        test_size: Only that many images.
+        checkpoint: best (by validation), final, or last; of the second run too.
+        seed: Seed of the random draws.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Record to write (.json), the outcome of every image beside it as .npz; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    transfer: str | None = None
+    queries: int = 1000
+    eps: float | None = None
+    norm: str | None = None
+    split: str = "test"
+    test_size: int | None = 256
+    checkpoint: str = "best"
+    seed: int = 0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiftOptions:
     """What to fine-tune, where it is selected, and where the result goes.
 

@@ -1,4 +1,4 @@
-"""Diagnoses: which layers robustness needs, which pixels decide, and whether where the budget lies matters."""
+"""Diagnoses: which layers robustness needs, which pixels decide, where the budget matters, what gradients hide."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.criticality import MRC, PROTOCOLS, Criticality, adversarial_set, measure_criticality
     from gambeson.diagnosis.criticality_picture import draw_criticality
     from gambeson.diagnosis.curve_picture import draw_curve
+    from gambeson.diagnosis.masking import Masking, diagnose_masking
+    from gambeson.diagnosis.masking_checks import Evidence
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.spread import Spread, difference, spread
@@ -21,10 +23,13 @@ __all__ = [
     "SETUPS",
     "CamDiagnosis",
     "Criticality",
+    "Evidence",
+    "Masking",
     "Regions",
     "Spread",
     "adversarial_set",
     "diagnose_cam",
+    "diagnose_masking",
     "difference",
     "draw_cam",
     "draw_criticality",
@@ -43,10 +48,13 @@ __getattr__ = lazy_exports(
         "SETUPS": "gambeson.diagnosis.regions",
         "CamDiagnosis": "gambeson.diagnosis.cam",
         "Criticality": "gambeson.diagnosis.criticality",
+        "Evidence": "gambeson.diagnosis.masking_checks",
+        "Masking": "gambeson.diagnosis.masking",
         "Regions": "gambeson.diagnosis.regions",
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
         "diagnose_cam": "gambeson.diagnosis.cam",
+        "diagnose_masking": "gambeson.diagnosis.masking",
         "difference": "gambeson.diagnosis.spread",
         "draw_cam": "gambeson.diagnosis.cam_picture",
         "draw_criticality": "gambeson.diagnosis.criticality_picture",

@@ -1,0 +1,70 @@
+"""What the terminal shows of an examination and of a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+
+from gambeson.app.show import interval, new_table, out, print_table, short, stamp
+
+STYLES = {"pass": "green", "warn": "bold yellow", "error": "bold red", "fail": "bold red"}
+
+
+def examination(record: Mapping[str, Any]) -> None:
+    """The table of `doctor`, from its record."""
+    of = record["of"] if record["step"] is None else f"{record['of']}, checkpoint {record['checkpoint']}"
+    of += "" if record["step"] is None else f" (step {record['step']})"
+    budget = f"{record['norm']} eps {short(record['eps'])}"
+    ran = f"the model was run on {record['examined']} of {record['n']:,} images" if record["examined"] else ""
+    out.print(
+        escape(f"{of}, {record['data']} {record['split']}, {budget}: {ran or 'the model was not run'}"), soft_wrap=True
+    )
+    table = new_table("check", "result", "found", left=3)
+    for row in record["findings"]:
+        style = STYLES[row["level"]]
+        table.add_row(row["check"], f"[{style}]{row['level']}[/{style}]", escape(row["message"]))
+        if row["hint"]:
+            table.add_row("", "", escape(f"hint: {row['hint']}"), style="dim")
+    print_table(table)
+    errors, warnings = (f"{record[key]} {key[:-1] if record[key] == 1 else key}" for key in ("errors", "warnings"))
+    if record["errors"]:
+        out.print(f"[bold red]{errors}[/bold red], {warnings}: an evaluation would be wrong", soft_wrap=True)
+    else:
+        out.print(f"{errors}, {warnings}", soft_wrap=True)
+
+
+def masking(record: Mapping[str, Any]) -> None:
+    """The tables of `diagnose masking`, from its record."""
+    from gambeson.evaluation import Interval
+
+    out.print(
+        escape(
+            f"{record['run']}, checkpoint {record['checkpoint']} (step {record['step']}), {record['data']}"
+            f" {record['split']}, {record['norm']} eps {short(record['eps'])}, n = {record['n']}"
+        ),
+        soft_wrap=True,
+    )
+    table = new_table("check", "verdict", "found", left=3)
+    for row in record["evidence"]:
+        style = STYLES[row["verdict"].lower()]
+        table.add_row(row["check"], f"[{style}]{row['verdict']}[/{style}]", escape(row["message"]))
+        if row["hint"]:
+            table.add_row("", "", escape(f"hint: {row['hint']}"), style="dim")
+    print_table(table)
+    table = new_table("attack", "accuracy, % [95 %]")
+    for name, value in record["accuracy"].items():
+        table.add_row(name, interval(Interval(**value)))
+    table.add_row("all together", interval(Interval(**record["worst"])))
+    print_table(table)
+    verdict = record["verdict"]
+    said = {
+        "PASS": "no sign that the gradients are masked; that is no proof that they are not",
+        "WARN": "to be known beside an accuracy under attack",
+        "FAIL": "an accuracy under the attacks of these checks would be too high",
+    }
+    named = ", ".join(row["check"] for row in record["evidence"] if row["verdict"] == verdict != "PASS")
+    style = STYLES[verdict.lower()]
+    out.print(f"[{style}]{verdict}[/{style}]: {escape(named)}{named and ': '}{said[verdict]}", soft_wrap=True)
+    stamp(record["selection"])
