@@ -61,6 +61,15 @@ def use_threads(call: dict[str, Any]) -> None:
     torch.set_num_threads(threads)
 
 
+TABLES = ("method", "data", "model", "settings")
+"""What the call of a command holds."""
+
+
+def is_bare(run: Run) -> bool:
+    """Whether a run was made in Python: no command wrote what it would need to build the run again."""
+    return "created" in run.call and not run.call.keys() & set(TABLES)
+
+
 def open_run(path: Path) -> Run:
     """A run that the command line can rebuild.
 
@@ -68,8 +77,7 @@ def open_run(path: Path) -> Run:
         RunError: No run, or its record lacks what the command line writes.
     """
     run = Run.open(path)
-    tables = ("method", "data", "model", "settings")
-    missing = [key for key in tables if not isinstance(run.call.get(key), dict) or not run.call[key]]
+    missing = [key for key in TABLES if not isinstance(run.call.get(key), dict) or not run.call[key]]
     missing += [key for key in ("ema", "attack", "test_size") if key not in run.call]
     if missing:
         raise RunError(f"{path / 'run.json'} lacks {', '.join(missing)}; it was not written by `gambeson train`")
@@ -216,14 +224,6 @@ def data_stem(data: str) -> str:
     """
     kind, _, path = data.partition(":")
     return f"{kind}-{Path(path).stem}" if path else kind
-
-
-def new_run_path(root: Path, stem: str) -> Path:
-    """The first free `root/stem-N`."""
-    number = 1
-    while (root / f"{stem}-{number}").exists():
-        number += 1
-    return root / f"{stem}-{number}"
 
 
 def make_call(method_name: str, method_args: dict[str, Any], options: Any, settings: Settings) -> dict[str, Any]:

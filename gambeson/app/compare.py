@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gambeson.app.build import open_run, selected_on
+from gambeson.app.build import is_bare, open_run, selected_on
 from gambeson.core.errors import CheckpointError, RunError
 from gambeson.engine.checkpoint import read_header
 from gambeson.engine.run import Run, flat
@@ -24,6 +24,9 @@ def overview(root: Path) -> list[dict[str, Any]]:
         row["run"] = str(file.parent)
         rows.append(row)
         try:
+            if is_bare(Run.open(file.parent)):
+                row["state"] = "made in Python"
+                continue
             run = open_run(file.parent)
             row |= {
                 "method": _method(run.call),

@@ -114,7 +114,7 @@ def import_weights(file: Path, options: ImportOptions, *, command: Sequence[str]
     from gambeson.engine.run import Run
 
     stem = f"{build.data_stem(options.data)}-{build.EXTERNAL}"
-    folder = Path(options.run) if options.run else build.new_run_path(Path("runs"), stem)
+    folder = Path(options.run) if options.run else Run.free_path(Path("runs"), stem)
     Run.require_new(folder, hint="choose another directory with --run")
     foreign = read_foreign(file, options)
     call, fitted = foreign.call, foreign.fitted

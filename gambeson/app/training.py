@@ -15,7 +15,7 @@ from gambeson.app.options import ResumeOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, flags_of, options_of, parse_run, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
 from gambeson.app.tuning import go_on
-from gambeson.core.errors import InputError
+from gambeson.core.errors import UnhealthyError
 from gambeson.engine.settings import Settings
 from gambeson.methods import METHODS, method
 
@@ -55,9 +55,7 @@ def train(args: list[str]) -> int:
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
     folder = (
-        Path(options.run)
-        if options.run
-        else build.new_run_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
+        Path(options.run) if options.run else Run.free_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
     )
     Run.require_new(folder)
     where = build.device(options.device)
@@ -137,7 +135,7 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
             try:
                 attacks, kept = run.call["attack"], run.path / "autoattack"
                 report = measure(model, x[:count], y[:count], attacks, threat, class_names, ledger=kept)
-            except InputError as refusal:  # the run is complete: what needs no attack is measured
+            except UnhealthyError as refusal:  # the run is complete: what needs no attack is measured
                 show.refused(name, refusal)
                 report = measure(model, x[:count], y[:count], "clean", threat, class_names)
         save_report(run, report, {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"})

@@ -122,7 +122,7 @@ def _start(how: str, args: list[str]) -> int:
     else:
         base = build.open_run(Path(words[0]))
     stem = f"{base.path.name}-{how}"
-    folder = Path(options.run) if options.run else build.new_run_path(base.path.parent, stem)
+    folder = Path(options.run) if options.run else Run.free_path(base.path.parent, stem)
     where = build.device(options.device)
     call = _call(how, base, options, settings, str(where))
     if folder.exists():

@@ -36,6 +36,10 @@ class InputError(GambesonError, ValueError):
     """A value that the user gave is outside what is allowed."""
 
 
+class UnhealthyError(InputError):
+    """A model or its data would make the number of an evaluation wrong."""
+
+
 class DataError(GambesonError):
     """A data set is missing, truncated, corrupt or does not fit the call."""
 

@@ -15,7 +15,7 @@ from gambeson.core.threat import Threat
 from gambeson.diagnosis import masking_checks as checks
 from gambeson.diagnosis.masking_checks import Evidence, Verdict
 from gambeson.diagnosis.subject import Attached, Subject
-from gambeson.evaluation.doctor import examine, kept
+from gambeson.evaluation.doctor import IMAGES, examine, kept
 from gambeson.evaluation.examples import like_of
 from gambeson.evaluation.finding import require_healthy
 from gambeson.evaluation.statistics import Interval, wilson
@@ -156,7 +156,8 @@ def diagnose_masking(
     for name, value in (("queries", queries), ("eot", eot), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    healthy = examine(model, x, y, threat, num_classes=num_classes, losses=(), sets_mode=True)
+    few = min(IMAGES, batch_size)
+    healthy = examine(model, x, y, threat, num_classes=num_classes, images=few, losses=(), sets_mode=True)
     require_healthy(healthy, apart_from=["finite"])
     randomness = healthy.of("randomness")
     votes = 1 if randomness is None or randomness.level == "pass" else VOTES

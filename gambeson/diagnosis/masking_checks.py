@@ -116,15 +116,16 @@ def examine_direction(subject: Subject, forwards: int = 1) -> Evidence:
     def measure(batch: Batch, rng: torch.Generator) -> Tensor:
         x, y, threat = batch.x, batch.y, subject.threat
 
-        def rise(direction: Tensor) -> Tensor:
+        def after(direction: Tensor) -> Tensor:
             with torch.no_grad():
                 return margin(model(box(threat.project(x + threat.eps * threat.ascend(direction), x))), y)
 
         with frozen(subject.model):
-            along = rise(input_gradient(model, lambda z: margin(z, y), x)[0])
+            grad, _, clean = input_gradient(model, partial(margin, y=y), x)
+        along = after(grad)
         draws = (torch.randn(x.shape, generator=rng, device=x.device, dtype=x.dtype) for _ in range(DRAWS))
-        best = torch.stack([rise(draw) for draw in draws]).amax(0)
-        return along <= best
+        best = torch.stack([after(draw) for draw in draws]).amax(0)
+        return (along <= best) & ((along != clean) | (best != clean))  # where nothing moves there is nothing to follow
 
     count = int(subject.per_example(measure, "direction").sum())
     message = f"one of {DRAWS} random steps is as good as the gradient's at {count} of {len(subject)} images"
@@ -243,7 +244,7 @@ def examine_second_opinions(
     for name, (attack, what) in attacks.items():
         found[name] = subject.fooled(name, attack)
         only = int((found[name] & ~before).sum())
-        message = f"{what} ({name}) fools {only} of {total} images that PGD does not"
+        message = f"{what} ({name}) fools {only} images of {total} that PGD does not"
         hint = (
             f"the gradient of the cross-entropy misleads: an accuracy under PGD is too high, use {name} or autoattack"
         )
@@ -257,7 +258,7 @@ def examine_black_box(subject: Subject, white: Tensor, queries: int, total: int)
     """Square, which sees no gradient, must not fool what the gradient attacks do not; and what it fools."""
     found = subject.fooled("square", Hunt(Square(queries=queries), slots=subject.batch_size))
     only = int((found & ~white).sum())
-    message = f"Square with {queries:,} queries fools {only} of {total} images that no gradient attack fools"
+    message = f"Square with {queries:,} queries fools {only} images of {total} that no gradient attack fools"
     hint = "queries find what gradients do not: the gradients are masked"
     more = {"fooled": int(found.sum()), "queries": queries}
     return counted("black box", only, total, 0.01, message, hint, **more), found
@@ -267,7 +268,7 @@ def examine_transfer(subject: Subject, source: nn.Module, white: Tensor, total: 
     """Images made against another model must not fool what this one's own gradients do not; and what they fool."""
     found = subject.fooled("transfer", PGD(steps=40, rel_step_size=0.25), attacked=source)
     only = int((found & ~white).sum())
-    message = f"PGD against the other model fools {only} of {total} images that no gradient attack on this one fools"
+    message = f"PGD against the other model fools {only} images of {total} that no gradient attack on this one fools"
     hint = "another model's gradients are better than this one's own: they are masked"
     return counted("transfer", only, total, 0.01, message, hint, fooled=int(found.sum())), found
 
@@ -281,7 +282,7 @@ def examine_randomness(subject: Subject, forwards: int, total: int) -> tuple[Evi
     }
     only = int((found["pgd-40-eot"] & ~found["pgd-40"]).sum())
     message = (
-        f"the model is randomised; PGD on the mean of {forwards} forwards (EoT) fools {only} of {total} images that PGD"
+        f"the model is randomised; PGD on the mean of {forwards} forwards (EoT) fools {only} images of {total} that PGD"
         " on single ones does not"
     )
     hint = "average gradients over forwards (autoattack-rand); a number is of one draw of the model"

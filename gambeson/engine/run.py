@@ -61,6 +61,14 @@ class Run:
         return cls(path, record)
 
     @staticmethod
+    def free_path(root: Path, stem: str) -> Path:
+        """The first of `root/stem-1`, `root/stem-2` and so on that does not exist."""
+        number = 1
+        while (root / f"{stem}-{number}").exists():
+            number += 1
+        return root / f"{stem}-{number}"
+
+    @staticmethod
     def require_new(path: Path, *, hint: str | None = None) -> None:
         """Refuse a directory that exists; the `hint` is about resuming it, unless there is another.
 

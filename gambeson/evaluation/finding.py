@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import UnhealthyError
 
 Level = Literal["pass", "warn", "error"]
 """Sound; to be known beside the number; the number would be wrong."""
@@ -79,12 +79,12 @@ def require_healthy(diagnosis: Diagnosis, *, apart_from: Collection[str] = ()) -
         apart_from: Checks whose errors the caller deals with.
 
     Raises:
-        InputError: There are errors.
+        UnhealthyError: There are errors.
     """
     errors = [f for f in diagnosis.errors if f.check not in apart_from]
     hints = dict.fromkeys(f.hint for f in errors if f.hint)
     if errors:
-        raise InputError("; ".join(f.message for f in errors), hint="; ".join(hints) or None)
+        raise UnhealthyError("; ".join(f.message for f in errors), hint="; ".join(hints) or None)
 
 
 def finite_number(value: float) -> float | None:

@@ -140,7 +140,7 @@ def test_the_checkpoints_say_what_they_are_of(trained: Path) -> None:
 
 
 def test_run_names_count_up(tmp_path: Path) -> None:
-    assert build.new_run_path(tmp_path, "a").name == "a-1"
+    assert Run.free_path(tmp_path, "a").name == "a-1"
     (tmp_path / "a-1").mkdir()
     (tmp_path / "a-3").mkdir()
-    assert build.new_run_path(tmp_path, "a").name == "a-2"
+    assert Run.free_path(tmp_path, "a").name == "a-2"

@@ -352,6 +352,14 @@ def test_a_damaged_run_is_shown_as_damaged_beside_the_others(
     assert fingerprint(Path("runs")) == before
 
 
+def test_a_run_made_in_python_is_called_so(here: Path, cli: Cli) -> None:
+    Run.create(Run.free_path(Path("runs"), "composed"), {"note": "mine"})
+    result = cli("runs", "list")
+    assert result.code == 0
+    assert [(row["run"], row["state"]) for row in overview(Path("runs"))] == [("runs/composed-1", "made in Python")]
+    assert "made in Python" in result.out
+
+
 def test_a_cut_off_line_of_metrics_is_no_damage(finished: Finished) -> None:
     run = finished("runs/r")
     with open(run / "metrics.jsonl", "a") as metrics:

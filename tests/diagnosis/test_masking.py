@@ -203,6 +203,26 @@ def test_transfer_finds_what_a_masked_model_hides(robust: nn.Module, digits: Spl
     assert healthy.settings["transfer"] is True
 
 
+def test_images_that_nothing_moves_are_no_sign(digits: Splits) -> None:
+    class Hidden(nn.Module):
+        """Sees nothing but the first row, where all images are black."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x[:, 0, 0] - 0.3).clamp_min(0))
+
+    x = digits.test.x[:N].clone()
+    x[:, :, 0] = 0
+    subject = Subject(Hidden(), x, digits.test.y[:N], Linf(0.1), 10, N, Streams(0))
+    direction = checks.examine_direction(subject)
+    found = checks.examine_zero_gradients(subject)
+    assert (direction.verdict, direction.measured["count"]) == ("PASS", 0)
+    assert [(e.verdict, e.measured["count"], e.measured["constant"]) for e in found] == [("PASS", 0, N)] * 3
+
+
 def test_l2(robust: nn.Module, digits: Splits) -> None:
     found = verdict(robust, digits, L2(0.5), queries=50)
     assert found.of("unbounded budget").measured["eps"] == pytest.approx(4.0)  # sqrt(64) / 2
