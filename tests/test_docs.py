@@ -78,7 +78,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     code = "\n".join(block for language, block in BLOCKS if language == "python")
     exec(compile(code, "README.md", "exec"), {})
     assert re.search(r"\d+\.\d % \[", capsys.readouterr().out)
-    assert (tmp_path / "runs/composed/checkpoints/final.safetensors").is_file()
+    assert (tmp_path / "runs/composed-1/checkpoints/final.safetensors").is_file()
 
 
 def test_links_of_the_readme_exist():
