@@ -48,7 +48,9 @@ def interpolate(args: list[str]) -> int:
     model, task, name, step = build.load_model(first, names[0], where)
     other, other_task, other_name, other_step = build.load_model(second, names[1], where)
     if task != other_task:
-        raise CheckpointError(f"{first.path} and {second.path} are models of different data: {task} and {other_task}")
+        shapes = [f"{t.channels}x{t.size}x{t.size} images of {t.num_classes} classes" for t in (task, other_task)]
+        what = " and ".join(shapes) if shapes[0] != shapes[1] else f"both {shapes[0]}, normalised differently"
+        raise CheckpointError(f"{first.path} and {second.path} are models of different data: {what}")
     data = build.splits(first.call, options.data_dir)
     examples = choose_split(data, options.split, options.size)
     if options.reestimate_bn is not None and options.reestimate_bn > len(data.train):

@@ -24,7 +24,7 @@ class TrainOptions:
         threads: Threads on the CPU; default torch's choice. A tiny network is faster with one.
         run: Run directory to create; default runs/DATA-METHOD-N.
         attack: Attacks of the final table on the test set, comma-separated.
-        test_size: Attack only that many test images in the final table.
+        test_size: Attack at most that many test images in the final table.
         tensorboard: Write the metrics for TensorBoard too.
     """
 
@@ -55,7 +55,7 @@ class EvaluateOptions:
         eps: Budget; default the run's.
         norm: Linf or L2; default the run's.
         split: test or val.
-        test_size: Only that many images.
+        test_size: At most that many images.
         data: Another data set with the same classes.
         data_dir: Folder with the data set's files.
         batch_size: Images at a time.
@@ -190,7 +190,7 @@ class CamOptions:
         checkpoint: best (by validation), final, or last.
         split: test or val.
         images: Images in the picture, evenly over those measured.
-        test_size: Measure only that many images.
+        test_size: Measure at most that many images.
         cam: gradcam, xgradcam or layercam; default the run's, else gradcam.
         layer: Module whose output the maps are made of; default the run's, else the last spatial feature map.
         mask: Which pixels have the full budget: zscore[:T], quantile[:Q] or jet; default the run's, else zscore.
@@ -252,7 +252,7 @@ class CorruptionOptions:
         severities: Severities, comma-separated, each 1 to 5.
         published: Read CIFAR-10-C, CIFAR-100-C or Tiny-ImageNet-C from the data folder instead of generating images.
         frost_textures: Folder with the published photographs of frost; without it textures are generated.
-        test_size: Only that many test images.
+        test_size: At most that many test images.
         checkpoint: best (by validation), final, or last.
         seed: Seed of the generated corruptions.
         batch_size: Images at a time.
@@ -325,7 +325,7 @@ class EpsOptions:
         norm: Linf or L2; default the run's. Another one than the run's needs --eps-grid.
         minimal: Measure minimal norms with DeepFool too: histogram, and their curve beside the attack's.
         split: test or val.
-        test_size: Only that many images.
+        test_size: At most that many images.
         checkpoint: best (by validation), final, or last.
         seed: Seed of the random starts.
         batch_size: Images at a time.
@@ -360,7 +360,7 @@ class MaskingOptions:
         eps: Budget of all attacks, such as 8/255; default the run's.
         norm: Linf or L2; default the run's.
         split: test or val.
-        test_size: Only that many images.
+        test_size: At most that many images.
         checkpoint: best (by validation), final, or last; of the second run too.
         seed: Seed of the random draws.
         batch_size: Images at a time.
@@ -411,7 +411,7 @@ class RiftOptions:
         threads: Threads on the CPU; default those of the run.
         run: Run directory to create, or to go on with; default RUN-rift-N.
         attack: Attacks of the final table on the test set, comma-separated.
-        test_size: Attack only that many test images in the final table.
+        test_size: Attack at most that many test images in the final table.
     """
 
     config: str | None = None

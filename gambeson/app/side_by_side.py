@@ -23,9 +23,10 @@ def comparison(found: Mapping[str, Any]) -> None:
         out.print("all settings are equal")
     table = new_table("test accuracy, % [95 %]", *names)
     for key, values in found["accuracy"].items():
-        sizes = {value["n"] for value in values if value}
-        label = f"{key}, n = {sizes.pop()}" if len(sizes) == 1 else f"{key}, different n"
-        table.add_row(label, *[interval(Interval(**value)) if value else "-" for value in values])
+        sizes = list(dict.fromkeys(f"{value['n']:,}" for value in values if value))
+        table.add_row(
+            f"{key}, n = {' and '.join(sizes)}", *[interval(Interval(**value)) if value else "-" for value in values]
+        )
     print_table(table)
     if found["paired"]:
         _paired(found)

@@ -209,7 +209,11 @@ def test_models_of_different_data_or_architecture_are_refused(pair: tuple[str, s
     train = ("--epochs", "1", "--attack", "clean", "--device", "cpu", "--batch-size", "32", "--model", "small-cnn")
     assert cli("train", "standard", "--data", data, *train, "--run", "other").code == 0
     assert cli("train", "standard", *FAST, "--model", "resnet18-tiny", "--run", "deep").code == 0
-    assert_error(cli("interpolate", "a", "other", *SMALL), 1, "a and other are models of different data")
+    assert_error(
+        cli("interpolate", "a", "other", *SMALL),
+        1,
+        "a and other are models of different data: 1x8x8 images of 10 classes",
+    )
     deep = cli("interpolate", "a", "deep", *SMALL)
     assert_error(deep, 1, "no line between these checkpoints", "layer4.conv.weight is only in the first", "linear.wei")
     assert not Path("other/diagnosis").exists()

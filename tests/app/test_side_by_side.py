@@ -57,3 +57,11 @@ def test_runs_that_were_selected_on_test_are_named(capsys: pytest.CaptureFixture
     assert "selected on test" not in shown(found(), capsys)
     out = shown({**found(), "selection": ["val", "test"]}, capsys)
     assert out.endswith("two: selected on test: these numbers are optimistic")
+
+
+@pytest.mark.parametrize(("sizes", "said"), [((50, 50), "n = 50 "), ((50, 1000), "n = 50 and 1,000 ")])
+def test_the_number_of_images_stands_beside_the_accuracies(
+    sizes: tuple[int, int], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [{"value": 0.5, "low": 0.4, "high": 0.6, "n": n} for n in sizes]
+    assert f"best clean, {said}" in shown({**found(), "accuracy": {"best clean": values}}, capsys)
