@@ -11,8 +11,9 @@ import numpy as np
 
 from gambeson.app.build import is_bare, open_run, selected_on
 from gambeson.core.errors import CheckpointError, RunError
+from gambeson.core.tables import flat
 from gambeson.engine.checkpoint import read_header
-from gambeson.engine.run import Run, flat
+from gambeson.engine.run import Run
 from gambeson.evaluation import holm, mcnemar, paired_difference
 
 

@@ -110,7 +110,7 @@ def require_same(run: Run, call: dict[str, Any]) -> None:
         RunError: It differs; every differing field is named.
     """
     from gambeson.app.show import short
-    from gambeson.engine.run import differences
+    from gambeson.core.tables import differences
 
     def training(one: dict[str, Any]) -> dict[str, Any]:
         data = {key: value for key, value in one["data"].items() if key not in ("dir", "verify")}

@@ -111,7 +111,8 @@ def _start(how: str, args: list[str]) -> int:
     options = options_of(RiftOptions, values)
     _check(options)
     from gambeson.app import build
-    from gambeson.engine.run import Run, differences
+    from gambeson.core.tables import differences
+    from gambeson.engine.run import Run
 
     if options.weights:
         given = {key: values[key] for key in ImportOptions.__dataclass_fields__ if key not in ("run", "data_dir")}

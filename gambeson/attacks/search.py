@@ -10,6 +10,7 @@ import torch
 
 from gambeson.attacks.attack import per_image, require
 from gambeson.core.modes import batch_norm, frozen
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _pick(model: nn.Module, jobs: Jobs, rows: Tensor, turn: Tensor) -> Jobs:
     """The jobs of some slots, on the model's device and in its type."""
     from gambeson.data.loader import to_unit
 
-    like = next(model.parameters(), jobs.logits)
+    like = like_of(model, jobs.logits)
     x = to_unit(jobs.x[rows].to(like.device)).to(like.dtype)
     y, logits, index = (t[rows].to(like.device) for t in (jobs.y, jobs.logits, jobs.index))
     return Jobs(x, y, logits, index, turn[rows].to(like.device))

@@ -1,4 +1,4 @@
-"""Which weights are perturbed, in which order, and how they come back bit for bit."""
+"""A model's weights: on which device, which are perturbed, in which order, and how they come back bit for bit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ import torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+def like_of(model: nn.Module, x: Tensor) -> Tensor:
+    """A tensor on the device and of the type that a model takes: its first parameter, without any an empty image."""
+    empty = torch.empty(0, device=x.device, dtype=x.dtype if x.is_floating_point() else torch.float32)
+    return next(model.parameters(), empty)
 
 
 def layer_weights(model: nn.Module) -> dict[str, nn.Parameter]:

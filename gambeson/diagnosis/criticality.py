@@ -18,11 +18,12 @@ from gambeson.core.errors import InputError, RunError, require_known
 from gambeson.core.losses import ce
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.streams import Streams
+from gambeson.core.tables import differences
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
 from gambeson.diagnosis.suffix import Cut, Frontiers, Graph, PrefixCache, critical_layers
-from gambeson.engine.run import differences, write_json
+from gambeson.engine.run import write_json
 from gambeson.evaluation.examples import check_examples
 
 Strategy = Literal["cached", "wavefront", "naive"]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.core.errors import InputError
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.diagnosis import masking_checks as checks
 from gambeson.diagnosis.masking_checks import Evidence, Verdict
 from gambeson.diagnosis.subject import Attached, Subject
 from gambeson.evaluation.doctor import IMAGES, examine, kept
-from gambeson.evaluation.examples import like_of
 from gambeson.evaluation.finding import require_healthy
 from gambeson.evaluation.statistics import Interval, wilson
 

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from gambeson.attacks.attack import Attack
 from gambeson.core.modes import batch_norm
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
-from gambeson.evaluation.examples import like_of
 from gambeson.evaluation.judging import judge, returned_images
 
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -199,34 +199,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
     }
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A table of tables as one table.
-
-    Examples:
-        >>> flat({"settings": {"lr": 0.1}, "seed": 0})
-        {'settings.lr': 0.1, 'seed': 0}
-    """
-    result: dict[str, Any] = {}
-    for key, value in table.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return result
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any], show: Callable[[Any], str] = repr) -> list[str]:
-    """What two tables of tables say differently, a sentence each.
-
-    Examples:
-        >>> differences({"settings": {"lr": 0.1}}, {"settings": {"lr": 0.2}})
-        ['settings.lr is 0.1 there, 0.2 here']
-    """
-    theirs, ours = flat(there), flat(here)
-    return [
-        f"{key} is {show(theirs.get(key))} there, {show(ours.get(key))} here"
-        for key in sorted({*theirs, *ours})
-        if theirs.get(key) != ours.get(key)
-    ]
 
 
 def read_json(path: Path) -> Any:

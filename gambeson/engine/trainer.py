@@ -16,6 +16,7 @@ from gambeson.core.errors import CheckpointError, DivergenceError, InputError, n
 from gambeson.core.layout import preferred_layout
 from gambeson.core.modes import batch_norms
 from gambeson.core.streams import Streams
+from gambeson.core.tables import differences
 from gambeson.core.types import Batch, Task
 from gambeson.data.loader import Loader, to_unit
 from gambeson.data.splits import Examples
@@ -30,7 +31,7 @@ from gambeson.engine.checkpoint import (
 from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
 from gambeson.engine.precision import Bfloat16Forward
-from gambeson.engine.run import Run, differences
+from gambeson.engine.run import Run
 from gambeson.engine.sentinel import Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.step import robust_step

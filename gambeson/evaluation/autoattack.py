@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from gambeson.attacks.search import Jobs, Search, hunt
 from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
 from gambeson.evaluation.ensembles import create_ensemble
-from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.harvest import Harvest
 from gambeson.evaluation.ledger import Ledger, digest_of, digest_of_json, weights_digest
 from gambeson.evaluation.preflight import preflight

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.core.errors import InputError, nearest
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.data.corruptions.names import CORRUPTIONS, SEVERITIES
 from gambeson.data.loader import to_unit
 from gambeson.data.splits import Examples
-from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.judging import judge
 from gambeson.evaluation.statistics import Interval, wilson
 

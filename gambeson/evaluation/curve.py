@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from gambeson.attacks.minimal import deepfool
 from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import create_threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
 from gambeson.evaluation.evaluate import parse_attack
-from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.grid import check_budgets
 from gambeson.evaluation.judging import judge, returned_images
 from gambeson.evaluation.statistics import Interval, wilson

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gambeson.attacks.attack import budget_of
 from gambeson.core.errors import InputError, require_known
 from gambeson.core.modes import batch_norm, frozen
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
@@ -25,7 +26,6 @@ from gambeson.evaluation.behaviour import (
     look,
     repeat,
 )
-from gambeson.evaluation.examples import like_of
 from gambeson.evaluation.finding import Diagnosis, Finding
 from gambeson.evaluation.gradients import LOSSES, differentiate, examine_gradients
 from gambeson.evaluation.normalisation import examine_normalisation

@@ -18,13 +18,14 @@ from gambeson.attacks.margin import MMA, mm3, mm9, mm_plus
 from gambeson.attacks.pgd import PGD, fgsm
 from gambeson.attacks.starts import Uniform
 from gambeson.core.errors import InputError
+from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
 from gambeson.evaluation.autoattack import Stage, autoattack, state_key
 from gambeson.evaluation.ensembles import ENSEMBLES, NAMES, SEARCHES, ensemble_of
-from gambeson.evaluation.examples import check_examples, like_of
+from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.judging import judge, returned_images
 from gambeson.evaluation.preflight import preflight
 from gambeson.evaluation.statistics import Interval, wilson

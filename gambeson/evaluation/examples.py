@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gambeson.core.errors import InputError
-
-
-def like_of(model: nn.Module, x: Tensor) -> Tensor:
-    """A tensor on the device and of the type that a model takes: its first parameter, without any an empty image."""
-    empty = torch.empty(0, device=x.device, dtype=x.dtype if x.is_floating_point() else torch.float32)
-    return next(model.parameters(), empty)
 
 
 def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gambeson.attacks.search import Retired, Search
 from gambeson.core.errors import InputError
+from gambeson.core.parameters import like_of
 from gambeson.data.loader import to_unit
-from gambeson.evaluation.examples import like_of
 from gambeson.evaluation.judging import judge, returned_images
 from gambeson.evaluation.ledger import Entry, Ledger, key_of
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gambeson.attacks.search import Search
 from gambeson.core.errors import InputError
+from gambeson.core.tables import differences
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,7 @@ class Ledger:
                 there = json.loads(file.read_text())
             except (OSError, ValueError) as error:
                 raise InputError(f"{file} cannot be read: {error}", hint="delete the folder to begin anew") from None
-            different = [
-                f"{key} is {there.get(key)!r} there, {wanted.get(key)!r} here"
-                for key in dict.fromkeys([*wanted, *there])
-                if there.get(key) != wanted.get(key)
-            ]
-            if different:
+            if different := differences(there, wanted):
                 raise InputError(
                     f"{folder} holds the state of another evaluation: {'; '.join(different)}",
                     hint="choose another folder, or delete this one to begin anew",

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.parameters import applied, layer_weights
+from gambeson.core.parameters import applied, layer_weights, like_of
 from gambeson.core.types import Task
 from gambeson.models import create
 
@@ -84,3 +84,11 @@ def test_gradients_are_taken_at_the_moved_weights(tiny_net: Net) -> None:
     with applied(net, {"weight": torch.ones(3, 256)}):
         net.weight.square().sum().backward()
     torch.testing.assert_close(net.weight.grad, 2 * (net.weight.detach() + 1))
+
+
+def test_the_like_of_a_model_is_its_first_parameter_or_an_empty_image() -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    assert like_of(nn.Linear(2, 2).double(), images).dtype == torch.float64
+    assert like_of(nn.Flatten(), images).dtype == torch.float32
+    assert like_of(nn.Flatten(), images.half()).dtype == torch.float16
+    assert like_of(nn.Flatten(), images).numel() == 0

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gambeson.core.errors import RunError
-from gambeson.engine.run import Run, differences, flat, read_json, versions, write_json
+from gambeson.engine.run import Run, read_json, versions, write_json
 
 LOCK = """
 import sys
@@ -186,35 +186,6 @@ def test_json_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(OSError, match="no"):
         write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    ("there", "here", "wanted"),
-    [
-        ({}, {}, []),
-        ({"a": {"b": {"c": 1}}}, {"a": {"b": {"c": 1}}}, []),
-        ({"b": 1, "a": {"x": "u"}}, {"b": 2, "a": {"x": "v"}}, ["a.x is 'u' there, 'v' here", "b is 1 there, 2 here"]),
-        ({"a": 1}, {}, ["a is 1 there, None here"]),
-        ({}, {"a": {"b": [1]}}, ["a.b is None there, [1] here"]),
-        ({"a": {"b": 1}}, {"a": 1}, ["a is None there, 1 here", "a.b is 1 there, None here"]),
-        ({"a": None}, {}, []),
-        ({"a": 1}, {"a": 1.0}, []),
-    ],
-)
-def test_differences_are_sentences_in_the_order_of_their_names(
-    there: dict[str, Any], here: dict[str, Any], wanted: list[str]
-) -> None:
-    assert differences(there, here) == wanted
-
-
-def test_differences_can_be_shown_in_another_way() -> None:
-    assert differences({"a": "u"}, {"a": "v"}, str) == ["a is u there, v here"]
-
-
-def test_a_flat_table_leaves_the_old_one_alone() -> None:
-    table = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert flat(table) == {"a.b": 1, "a.c.d": 2, "e": 3}
-    assert table == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
 
 
 @pytest.mark.parametrize("content", [{"a": [1, None, "naïve"]}, [1], "text"])
