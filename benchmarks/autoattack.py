@@ -4,11 +4,13 @@
 
 Needs the release as the package `pyautoattack` (`pip install --no-deps pyautoattack`). Every run's test images are
 taken in parts; ours and the release's turn, which goes first alternates, and a ratio of times is taken part by part.
+The file holds every part as soon as it is through, and the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -131,44 +133,68 @@ def theirs(model: Counted, x: Tensor, y: Tensor, threat: Threat, seed: int, batc
 SIDES: dict[str, Callable[..., tuple[Tensor, list[Stage]]]] = {"gambeson": ours, "pyautoattack": theirs}
 
 
-def compare(path: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Both on the same images of a run, part by part."""
+def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]], keep: Callable[[], None]) -> None:
+    """Both on the same images of a run, part by part.
+
+    Args:
+        path: The run.
+        options: From the command line.
+        parts: What is there already; every further part is appended.
+        keep: Called after every part.
+    """
     run = build.open_run(path)
-    model, task, checkpoint, step = build.load_model(run, options.checkpoint, torch.device("cpu"))
+    model, *_ = build.load_model(run, options.checkpoint, torch.device("cpu"))
     test, threat = build.splits(run.call).test.head(options.test_size), build.recipe(run.call).threat
     x, y = to_unit(test.x), test.y.to(torch.int64)
     counted = Counted(model).eval()
-    with torch.no_grad():
-        clean = torch.cat([counted(part).argmax(1) for part in x.split(options.batch_size)]) == y
-    standing: dict[str, list[Tensor]] = {name: [] for name in SIDES}
-    stages: dict[str, list[list[Stage]]] = {name: [] for name in SIDES}
     for number, (images, labels) in enumerate(zip(x.split(options.part), y.split(options.part), strict=True)):
-        order = list(SIDES.items())[:: -1 if number % 2 else 1]
-        for name, side in order:
+        if number < len(parts):
+            continue
+        with torch.no_grad():
+            clean = int((counted(images).argmax(1) == labels).sum())
+        part: dict[str, Any] = {"n": len(labels), "clean": clean, "standing": {}, "stages": {}}
+        for name, side in list(SIDES.items())[:: -1 if number % 2 else 1]:
             flags, found = side(counted, images, labels, threat, options.seed, options.batch_size)
-            standing[name].append(flags)
-            stages[name].append(found)
+            part["standing"][name] = flags.tolist()
+            part["stages"][name] = [asdict(stage) for stage in found]
             print(f"  part {number + 1}, {name}: {int(flags.sum())} of {len(labels)} stand", file=sys.stderr)
-    robust = {name: torch.cat(parts) for name, parts in standing.items()}
+        parts.append(part)
+        keep()
+
+
+def described(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What a record of a run depends on."""
+    run = build.open_run(path)
+    threat = build.recipe(run.call).threat
     return {
         "run": path.name,
         "method": run.call["method"]["name"],
-        "checkpoint": checkpoint,
-        "step": step,
-        "n": len(y),
-        "classes": task.num_classes,
+        "data": run.call["data"]["name"],
+        "checkpoint": options.checkpoint,
         "norm": threat.norm,
         "eps": float(threat.eps),
-        "clean": vars(wilson(int(clean.sum()), len(y))),
-        "robust": {name: vars(wilson(int(flags.sum()), len(y))) for name, flags in robust.items()},
-        "differing": int((robust["gambeson"] != robust["pyautoattack"]).sum()),
-        "stages": {name: [[asdict(stage) for stage in part] for part in parts] for name, parts in stages.items()},
+        "part": options.part,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+    }
+
+
+def summary(found: dict[str, Any]) -> dict[str, Any]:
+    """The accuracies of all parts together."""
+    parts = found["parts"]
+    n = sum(part["n"] for part in parts)
+    flags = {side: [flag for part in parts for flag in part["standing"][side]] for side in SIDES}
+    return {
+        "n": n,
+        "clean": vars(wilson(sum(part["clean"] for part in parts), n)),
+        "robust": {side: vars(wilson(sum(row), n)) for side, row in flags.items()},
+        "differing": sum(a != b for a, b in zip(*flags.values(), strict=True)),
     }
 
 
 def total(found: dict[str, Any], side: str, key: str, stages: Sequence[str] = STAGES) -> list[float]:
     """A number of some attacks together, part by part."""
-    return [sum(stage[key] for stage in part if stage["attack"] in stages) for part in found["stages"][side]]
+    return [sum(stage[key] for stage in part["stages"][side] if stage["attack"] in stages) for part in found["parts"]]
 
 
 def ratios(found: dict[str, Any], clock: str) -> dict[str, Spread]:
@@ -183,11 +209,12 @@ def ratios(found: dict[str, Any], clock: str) -> dict[str, Spread]:
 
 def text(found: dict[str, Any], clock: str) -> str:
     """The table of a run, in Markdown."""
-    n = found["n"]
+    whole = summary(found)
+    n = whole["n"]
     lines = [
-        f"## {found['run']} ({found['method']}), {found['norm']} eps {255 * found['eps']:g}/255, n = {n}",
+        f"## {found['run']} ({found['method']}), {found['data']}, {found['norm']} eps {found['eps']:.4g}, n = {n}",
         "",
-        f"clean accuracy {100 * found['clean']['value']:.1f} %; verdicts differ for {found['differing']} of {n} images",
+        f"clean accuracy {100 * whole['clean']['value']:.1f} %; verdicts differ for {whole['differing']} of {n} images",
         "",
         "| after | accuracy, %: ours | release | seconds: ours | release | forwards: ours | release"
         " | backwards: ours | release |",
@@ -224,15 +251,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     settle_allocator()
-    clock = "cpu" if options.threads == 1 else "wall"
-    records = []
-    for path in options.runs:
-        records.append(compare(path, options))
-        print(f"\n{text(records[-1], clock)}", flush=True)
+    clock, cpu = "cpu" if options.threads == 1 else "wall", torch.device("cpu")
+    there = json.loads(options.json.read_text())["runs"] if options.json and options.json.is_file() else []
+    records: list[dict[str, Any]] = []
+
+    def keep() -> None:
         if options.json:
             date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            where = machine(torch.device("cpu"))
-            write_json(options.json, {"date": date, "clock": clock, "machine": where, "runs": records})
+            write_json(options.json, {"date": date, "clock": clock, "machine": machine(cpu), "runs": records})
+
+    for path in options.runs:
+        of = described(path, options)
+        parts = next((one["parts"] for one in there if of.items() <= one.items()), [])
+        records.append({**of, "parts": parts})
+        compare(path, options, parts, keep)
+        records[-1] |= summary(records[-1])
+        keep()
+        print(f"\n{text(records[-1], clock)}", flush=True)
     apart = [abs(r["robust"]["gambeson"]["value"] - r["robust"]["pyautoattack"]["value"]) for r in records]
     return 1 if max(apart) > 2 / 500 else 0
 

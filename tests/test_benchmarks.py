@@ -220,9 +220,12 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
 
     assert order == ["gambeson", "pyautoattack", "pyautoattack", "gambeson", "gambeson", "pyautoattack"]
     assert found["n"] == 30
+    again = list(order)
+    against.main(words)  # everything is there
+    assert order == again
     assert found["differing"] == lost > 0
     assert code == 1  # more than 2 of 500 apart
-    assert [len(part) for part in found["stages"]["gambeson"]] == [4, 4, 4]
+    assert [len(part["stages"]["gambeson"]) for part in found["parts"]] == [4, 4, 4]
     assert against.total(found, "gambeson", "forwards") == [50, 50, 50]  # with the clean forward
     assert against.total(found, "gambeson", "backwards") == [40, 40, 40]
     assert f"| all | {100 * found['robust']['gambeson']['value']:.1f} |" in shown
