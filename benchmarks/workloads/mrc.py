@@ -14,7 +14,8 @@ from benchmarks.inputs import TASK, cifar_images, placed, random_images, settled
 from benchmarks.references import mrc as reference
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Linf
-from gambeson.diagnosis.criticality import MRC, Criticality, Strategy, adversarial_set, measure_criticality
+from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
+from gambeson.diagnosis.mrc import MRC, Criticality, Strategy
 from gambeson.diagnosis.suffix import critical_layers
 from gambeson.models import create
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from gambeson.app.critical import criticality
 from gambeson.app.eps_curve import eps
+from gambeson.app.landscapes import landscape
 from gambeson.app.masked import masking
 from gambeson.app.options import CamOptions
 from gambeson.app.parsing import UsageError, parse_run
@@ -26,7 +27,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|eps|masking|regions [options]`."""
+    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -137,6 +138,7 @@ TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "cam": (cam, "class-activation maps of a run, and the pixels that they give the full budget"),
     "criticality": (criticality, "how much robust loss every layer's weights can cost (MRC): which layer to fine-tune"),
     "eps": (eps, "accuracy against the budget, and how far images must be moved (DeepFool)"),
+    "landscape": (landscape, "the loss around the weights of single layers and of groups, in random directions"),
     "masking": (masking, "do gradient attacks measure the model, or are its gradients masked? PASS, WARN or FAIL"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
 }

@@ -198,6 +198,22 @@ def finetuned(reports: Mapping[str, Report], alpha: float, selection: Mapping[st
     stamp(selection)
 
 
+def landscapes(record: Mapping[str, Any]) -> None:
+    """The table of `diagnose landscape`, from its record."""
+    out.print(
+        escape(f"{record['run']}, {record['data']} {record['split']}, {record['inputs']} images, n = {record['n']}"),
+        soft_wrap=True,
+    )
+    table = new_table("checkpoint", "moved", "loss at the centre", "rise to the maximum", "roughness", left=2)
+    for name, rows in record["landscapes"].items():
+        for row in rows:
+            cells = ["infinite" if row[key] is None else f"{row[key]:.3g}" for key in ("centre", "rise", "roughness")]
+            table.add_row(escape(name), escape(row["title"]), *cells)
+    print_table(table)
+    out.print("roughness: mean absolute Laplacian over the inner points of the grid", style="dim", soft_wrap=True)
+    stamp(record["selection"])
+
+
 def regions(found: Regions, data: str) -> None:
     """The tables of `diagnose regions`."""
     from gambeson.diagnosis.regions import PAIRS, PUBLISHED, SETUPS, budget_text, mean_budget

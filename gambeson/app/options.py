@@ -351,6 +351,45 @@ class EpsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LandscapeOptions:
+    """Around which weights to walk, how far, and on which images.
+
+    Args:
+        groups: Layers (conv1), former, middle, latter, whole, five (single layers over the depth), input; a list.
+        inputs: clean, or the attack whose images are used: fgsm, pgd-K, mm3.
+        dims: Random directions, 1 (curves) or 2 (maps).
+        points: Points along a direction, odd.
+        span: Largest coordinate; 1 moves every filter by its own norm. For input the unit is eps.
+        checkpoint: Checkpoints, a row each: best, final, last; a list.
+        split: test, val or train.
+        size: At most that many images.
+        budget: Images through the model that are not to be exceeded.
+        seed: Seed of the directions and of the attack.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    groups: str = "five,whole"
+    inputs: str = "clean"
+    dims: int = 2
+    points: int = 11
+    span: float = 1.0
+    checkpoint: str = "final"
+    split: str = "test"
+    size: int = 256
+    budget: int = 2_000_000
+    seed: int = 0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class MaskingOptions:
     """On what to judge a run's gradients, and by how much work.
 

@@ -7,11 +7,14 @@ from gambeson.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from gambeson.diagnosis.cam import CamDiagnosis, diagnose_cam
     from gambeson.diagnosis.cam_picture import draw_cam
-    from gambeson.diagnosis.criticality import MRC, PROTOCOLS, Criticality, adversarial_set, measure_criticality
+    from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
     from gambeson.diagnosis.criticality_picture import draw_criticality
     from gambeson.diagnosis.curve_picture import draw_curve
+    from gambeson.diagnosis.landscape import Landscape, attacked_images, grid_axis, input_landscape, weight_landscape
+    from gambeson.diagnosis.landscape_picture import draw_landscapes
     from gambeson.diagnosis.masking import Masking, diagnose_masking
     from gambeson.diagnosis.masking_checks import Evidence
+    from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.spread import Spread, difference, spread
@@ -24,43 +27,55 @@ __all__ = [
     "CamDiagnosis",
     "Criticality",
     "Evidence",
+    "Landscape",
     "Masking",
     "Regions",
     "Spread",
     "adversarial_set",
+    "attacked_images",
     "diagnose_cam",
     "diagnose_masking",
     "difference",
     "draw_cam",
     "draw_criticality",
     "draw_curve",
+    "draw_landscapes",
     "draw_regions",
+    "grid_axis",
+    "input_landscape",
     "measure_criticality",
     "spread",
+    "weight_landscape",
 ]
 
 __getattr__ = lazy_exports(
     __name__,
     {
-        "MRC": "gambeson.diagnosis.criticality",
-        "PROTOCOLS": "gambeson.diagnosis.criticality",
+        "MRC": "gambeson.diagnosis.mrc",
+        "PROTOCOLS": "gambeson.diagnosis.mrc",
         "PUBLISHED": "gambeson.diagnosis.regions",
         "SETUPS": "gambeson.diagnosis.regions",
         "CamDiagnosis": "gambeson.diagnosis.cam",
-        "Criticality": "gambeson.diagnosis.criticality",
+        "Criticality": "gambeson.diagnosis.mrc",
         "Evidence": "gambeson.diagnosis.masking_checks",
+        "Landscape": "gambeson.diagnosis.landscape",
         "Masking": "gambeson.diagnosis.masking",
         "Regions": "gambeson.diagnosis.regions",
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
+        "attacked_images": "gambeson.diagnosis.landscape",
         "diagnose_cam": "gambeson.diagnosis.cam",
         "diagnose_masking": "gambeson.diagnosis.masking",
         "difference": "gambeson.diagnosis.spread",
         "draw_cam": "gambeson.diagnosis.cam_picture",
         "draw_criticality": "gambeson.diagnosis.criticality_picture",
         "draw_curve": "gambeson.diagnosis.curve_picture",
+        "draw_landscapes": "gambeson.diagnosis.landscape_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
+        "grid_axis": "gambeson.diagnosis.landscape",
+        "input_landscape": "gambeson.diagnosis.landscape",
         "measure_criticality": "gambeson.diagnosis.criticality",
         "spread": "gambeson.diagnosis.spread",
+        "weight_landscape": "gambeson.diagnosis.landscape",
     },
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gambeson.diagnosis.pictures import COLOURS, save
 
 if TYPE_CHECKING:
-    from gambeson.diagnosis.criticality import Criticality
+    from gambeson.diagnosis.mrc import Criticality
 
 
 def draw_criticality(found: Criticality, path: Path, title: str = "") -> None:

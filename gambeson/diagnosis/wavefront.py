@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from torch.func import functional_call
 
 from gambeson.core.errors import InputError
-from gambeson.diagnosis.criticality import Ascent, LayerCriticality, Problem, judged
+from gambeson.diagnosis.layer_search import Ascent, Problem, judged
+from gambeson.diagnosis.mrc import LayerCriticality
 from gambeson.diagnosis.suffix import Graph, critical_layers
 
 

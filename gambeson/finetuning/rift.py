@@ -9,7 +9,7 @@ from torch import nn
 
 from gambeson.core.errors import InputError
 from gambeson.core.threat import L2, Linf
-from gambeson.diagnosis.criticality import Criticality
+from gambeson.diagnosis.mrc import Criticality
 from gambeson.diagnosis.suffix import critical_layers
 from gambeson.methods.recipe import Recipe
 from gambeson.parts.objectives import CrossEntropy

@@ -20,7 +20,7 @@ from gambeson.app import build, findings
 from gambeson.app.options import CriticalityOptions
 from gambeson.attacks.pgd import PGD
 from gambeson.diagnosis import PROTOCOLS, adversarial_set, measure_criticality
-from gambeson.diagnosis.criticality import Criticality, LayerCriticality
+from gambeson.diagnosis.mrc import Criticality, LayerCriticality
 
 Finished = Callable[[str], Path]
 LAYERS = ["layer1.conv", "layer2.conv", "layer3.conv", "layer4.conv", "linear"]

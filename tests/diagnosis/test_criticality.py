@@ -20,15 +20,10 @@ from gambeson.core.errors import InputError, RunError
 from gambeson.core.threat import Linf, create_threat
 from gambeson.core.types import Task
 from gambeson.diagnosis import criticality as module
-from gambeson.diagnosis.criticality import (
-    MRC,
-    PROTOCOLS,
-    Criticality,
-    LayerCriticality,
-    Problem,
-    adversarial_set,
-    measure_criticality,
-)
+from gambeson.diagnosis import layer_search
+from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
+from gambeson.diagnosis.layer_search import Problem
+from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality, LayerCriticality
 from gambeson.models.resnets import resnet18
 
 QUICK = MRC(epochs=3, batch_size=4)
@@ -82,7 +77,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the layers that were searched, as they are."""
     names: list[str] = []
 
-    class Noted(module.Ascent):
+    class Noted(layer_search.Ascent):
         def __init__(self, name: str, *args: Any) -> None:
             names.append(name)
             super().__init__(name, *args)
@@ -113,13 +108,13 @@ def test_a_factor_moved_between_relu_layers_changes_nothing_where_the_ball_is_le
 def test_every_protocol_stays_in_the_ball_and_reports_a_reachable_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y) = made(Mlp), images()
     weights: dict[str, list[Tensor]] = {}
-    record = module.Ascent.record
+    record = layer_search.Ascent.record
 
-    def noted(self: module.Ascent, loss: float, accuracy: float) -> None:
+    def noted(self: layer_search.Ascent, loss: float, accuracy: float) -> None:
         weights.setdefault(self.name, []).append(self.weight)
         record(self, loss, accuracy)
 
-    monkeypatch.setattr(module.Ascent, "record", noted)
+    monkeypatch.setattr(layer_search.Ascent, "record", noted)
     protocols = [
         QUICK,
         PAPER,
@@ -242,7 +237,7 @@ def test_an_interrupted_search_goes_on(tmp_path: Path, searched: list[str], stra
         raise AssertionError("nothing is left to be searched")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module.Ascent, "step", refused)
+        patch.setattr(layer_search.Ascent, "step", refused)
         assert measure_criticality(model, x, y, QUICK, strategy=strategy, store=store) == resumed
 
 

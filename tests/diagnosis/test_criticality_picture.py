@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gambeson.core.errors import InputError
 from gambeson.diagnosis import draw_criticality
-from gambeson.diagnosis.criticality import MRC, Criticality, LayerCriticality
+from gambeson.diagnosis.mrc import MRC, Criticality, LayerCriticality
 from gambeson.diagnosis.pictures import COLOURS
 
 ROWS = (

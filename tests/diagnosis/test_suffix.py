@@ -11,7 +11,8 @@ from torch.func import functional_call
 
 from gambeson.core.errors import InputError
 from gambeson.core.types import Task
-from gambeson.diagnosis.criticality import MRC, measure_criticality
+from gambeson.diagnosis.criticality import measure_criticality
+from gambeson.diagnosis.mrc import MRC
 from gambeson.diagnosis.suffix import Graph, PrefixCache, critical_layers
 from gambeson.models.resnets import preact_resnet18, resnet18
 from gambeson.models.small_cnn import SmallCNN

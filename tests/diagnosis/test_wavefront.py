@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gambeson.core.errors import InputError
 from gambeson.core.types import Task
-from gambeson.diagnosis.criticality import MRC, PROTOCOLS, measure_criticality
+from gambeson.diagnosis.criticality import measure_criticality
+from gambeson.diagnosis.mrc import MRC, PROTOCOLS
 from gambeson.models.resnets import resnet18
 from gambeson.models.vit import VisionTransformer
 

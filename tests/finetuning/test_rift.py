@@ -10,7 +10,7 @@ import torch
 from gambeson.core.errors import InputError
 from gambeson.core.threat import Linf
 from gambeson.core.types import Task
-from gambeson.diagnosis.criticality import MRC, Criticality, LayerCriticality
+from gambeson.diagnosis.mrc import MRC, Criticality, LayerCriticality
 from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
 from gambeson.engine.trainer import Trainer

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gambeson.core.types import Task
-from gambeson.diagnosis.criticality import MRC, Criticality, Problem, Strategy, measure_criticality
+from gambeson.diagnosis.criticality import measure_criticality
+from gambeson.diagnosis.layer_search import Problem
+from gambeson.diagnosis.mrc import MRC, Criticality, Strategy
 from gambeson.models.resnets import preact_resnet18, resnet18
 from gambeson.models.small_cnn import SmallCNN
 from gambeson.models.vit import VisionTransformer
