@@ -15,6 +15,7 @@ from gambeson.app.masked import masking
 from gambeson.app.options import CamOptions
 from gambeson.app.parsing import UsageError, parse_run
 from gambeson.app.regional import regions
+from gambeson.app.shortcuts import shortcuts
 from gambeson.core.errors import InputError, nearest, require_known
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions [options]`."""
+    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions|shortcuts [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -141,4 +142,8 @@ TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "landscape": (landscape, "the loss around the weights of single layers and of groups, in random directions"),
     "masking": (masking, "do gradient attacks measure the model, or are its gradients masked? PASS, WARN or FAIL"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
+    "shortcuts": (
+        shortcuts,
+        "is robustness to one step a shortcut? accuracy without some weights of some layers",
+    ),
 }

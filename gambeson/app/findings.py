@@ -214,6 +214,29 @@ def landscapes(record: Mapping[str, Any]) -> None:
     stamp(record["selection"])
 
 
+def shortcuts(record: Mapping[str, Any]) -> None:
+    """The table of `diagnose shortcuts`, from its record."""
+    from gambeson.evaluation import Interval
+
+    out.print(
+        escape(
+            f"{record['run']}, checkpoint {record['checkpoint']} (step {record['step']}), {record['data']}"
+            f" {record['split']}, {record['norm']} eps {short(record['eps'])}, n = {record['n']}"
+        ),
+        soft_wrap=True,
+    )
+    attacks = list(record["whole"])
+    table = new_table("layers", "weights", "removed, %", *[f"{name}, % [95 %]" for name in attacks], "", left=2)
+    table.add_row("-", "-", "0", *[interval(Interval(**record["whole"][name])) for name in attacks], "")
+    for row in record["removals"]:
+        cells = [interval(Interval(**row["accuracy"][name])) for name in attacks]
+        mark = "shortcut" if row["signature"] else ""
+        table.add_row(escape(row["group"]), row["mode"], f"{100 * row['share']:g}", *cells, mark)
+    print_table(table)
+    out.print(escape(record["sentence"]), soft_wrap=True)
+    stamp(record["selection"])
+
+
 def regions(found: Regions, data: str) -> None:
     """The tables of `diagnose regions`."""
     from gambeson.diagnosis.regions import PAIRS, PUBLISHED, SETUPS, budget_text, mean_budget

@@ -425,6 +425,43 @@ class MaskingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShortcutsOptions:
+    """Which weights to remove, and how to measure what is left.
+
+    Args:
+        groups: Layers (conv1), former, middle, latter, whole, five (single layers over the depth); a list.
+        modes: Which of their weights: largest, smallest, random; a list.
+        shares: Percentages of the weights; a list.
+        pooled: Rank the layers of a group together, instead of the same share of every layer.
+        attack: Two attacks, of one step and of many.
+        checkpoint: best (by validation), final, or last.
+        split: test or val.
+        size: At most that many images.
+        seed: Seed of the random weights and of the attacks.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    groups: str = "former,middle,latter"
+    modes: str = "largest,smallest,random"
+    shares: str = "1,2,5,10,20,30"
+    pooled: bool = False
+    attack: str = "fgsm,pgd-10"
+    checkpoint: str = "final"
+    split: str = "test"
+    size: int = 256
+    seed: int = 0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiftOptions:
     """What to fine-tune, where it is selected, and where the result goes.
 

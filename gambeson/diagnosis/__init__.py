@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
+    from gambeson.diagnosis.shortcuts import Removal, Shortcuts, find_shortcuts
+    from gambeson.diagnosis.shortcuts_picture import draw_shortcuts
     from gambeson.diagnosis.spread import Spread, difference, spread
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "Landscape",
     "Masking",
     "Regions",
+    "Removal",
+    "Shortcuts",
     "Spread",
     "adversarial_set",
     "attacked_images",
@@ -41,6 +45,8 @@ __all__ = [
     "draw_curve",
     "draw_landscapes",
     "draw_regions",
+    "draw_shortcuts",
+    "find_shortcuts",
     "grid_axis",
     "input_landscape",
     "measure_criticality",
@@ -61,6 +67,8 @@ __getattr__ = lazy_exports(
         "Landscape": "gambeson.diagnosis.landscape",
         "Masking": "gambeson.diagnosis.masking",
         "Regions": "gambeson.diagnosis.regions",
+        "Removal": "gambeson.diagnosis.shortcuts",
+        "Shortcuts": "gambeson.diagnosis.shortcuts",
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
         "attacked_images": "gambeson.diagnosis.landscape",
@@ -72,6 +80,8 @@ __getattr__ = lazy_exports(
         "draw_curve": "gambeson.diagnosis.curve_picture",
         "draw_landscapes": "gambeson.diagnosis.landscape_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
+        "draw_shortcuts": "gambeson.diagnosis.shortcuts_picture",
+        "find_shortcuts": "gambeson.diagnosis.shortcuts",
         "grid_axis": "gambeson.diagnosis.landscape",
         "input_landscape": "gambeson.diagnosis.landscape",
         "measure_criticality": "gambeson.diagnosis.criticality",

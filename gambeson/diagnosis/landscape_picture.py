@@ -51,9 +51,8 @@ def draw_landscapes(rows: Mapping[str, Sequence[Landscape]], path: Path, title: 
         if at == 0:
             for row, name in enumerate(names):
                 axes[row][at].set_ylabel(f"{name}\nsecond direction", fontsize=8)
-        figure.colorbar(drawn[0], ax=[axes[row][at] for row in range(height)], fraction=0.06).ax.tick_params(
-            labelsize=6
-        )
+        bar = figure.colorbar(drawn[0], ax=[axes[row][at] for row in range(height)], fraction=0.06, format="%.3g")
+        bar.ax.tick_params(labelsize=6)
     if title:
         figure.suptitle(title, fontsize=10)
     save(figure, path)
@@ -73,6 +72,8 @@ def _map(axes: Axes, one: Landscape, low: float, high: float) -> ScalarMappable:
     axes.plot(0, 0, "+", color="white", markersize=7)
     rise = f"{one.rise:.3g}" if math.isfinite(one.rise) else "infinite"
     axes.set_xlabel(f"centre {one.centre:.3g}, rise {rise}", fontsize=8)
+    axes.set_xticks([one.axis[0], 0, one.axis[-1]])
+    axes.set_yticks([one.axis[0], 0, one.axis[-1]])
     axes.tick_params(labelsize=6)
     axes.set_aspect("equal")
     return drawn
