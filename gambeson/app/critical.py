@@ -30,7 +30,7 @@ def criticality(args: list[str]) -> int:
         raise InputError("--rel-step-size must be above 0: an attack that makes no step finds nothing")
     if options.modules is not None and not options.modules.replace(",", " ").strip():
         raise InputError(f"--modules names no layer, got {options.modules!r}", hint="leave it out for all layers")
-    from gambeson.app import build, findings
+    from gambeson.app import build, layered
     from gambeson.diagnosis import draw_criticality
     from gambeson.diagnosis.pictures import require_picture
     from gambeson.engine.run import versions, write_json
@@ -77,7 +77,7 @@ def criticality(args: list[str]) -> int:
     draw_criticality(found, out, run.path.name)
     write_json(out.with_suffix(".json"), record)
     out.with_suffix(".partial.json").unlink()
-    print(json.dumps(record, indent=2)) if options.json else findings.criticality(record)
+    print(json.dumps(record, indent=2)) if options.json else layered.criticality(record)
     print(f"wrote {out} and {out.with_suffix('.json')}", file=sys.stderr)
     return 0
 

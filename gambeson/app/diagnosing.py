@@ -16,6 +16,7 @@ from gambeson.app.options import CamOptions
 from gambeson.app.parsing import UsageError, parse_run
 from gambeson.app.regional import regions
 from gambeson.app.shortcuts import shortcuts
+from gambeson.app.spectra import spectra
 from gambeson.core.errors import InputError, nearest, require_known
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions|shortcuts [options]`."""
+    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions|shortcuts|spectra [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -142,8 +143,6 @@ TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "landscape": (landscape, "the loss around the weights of single layers and of groups, in random directions"),
     "masking": (masking, "do gradient attacks measure the model, or are its gradients masked? PASS, WARN or FAIL"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
-    "shortcuts": (
-        shortcuts,
-        "is robustness to one step a shortcut? accuracy without some weights of some layers",
-    ),
+    "shortcuts": (shortcuts, "is robustness to one step a shortcut? accuracy without some of the weights"),
+    "spectra": (spectra, "singular values of every layer's weight, and how far weights drift between checkpoints"),
 }

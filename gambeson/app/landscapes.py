@@ -24,7 +24,7 @@ def landscape(args: list[str]) -> int:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if options.dims not in (1, 2):
         raise InputError(f"--dims is 1 or 2, got {options.dims}")
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, layered, show
     from gambeson.diagnosis import draw_landscapes
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.landscape import attacked_images, grid_axis, input_landscape, weight_landscape
@@ -102,6 +102,6 @@ def landscape(args: list[str]) -> int:
     out.parent.mkdir(exist_ok=True)
     draw_landscapes(found, out, f"{run.path.name}, {data.facts.name} {options.split}, {options.inputs} images, n = {n}")
     write_json(out.with_suffix(".json"), record)
-    print(json.dumps(record, indent=2)) if options.json else findings.landscapes(record)
+    print(json.dumps(record, indent=2)) if options.json else layered.landscapes(record)
     print(f"wrote {out} and {out.with_suffix('.json')}", file=sys.stderr)
     return 0

@@ -462,6 +462,23 @@ class ShortcutsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpectraOptions:
+    """Whose singular values to measure.
+
+    Args:
+        layers: Layers (conv1), former, middle, latter, five (single layers over the depth); a list; default all.
+        checkpoint: Checkpoints in the order of the training: best, final, last; a list.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    layers: str | None = None
+    checkpoint: str = "final"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiftOptions:
     """What to fine-tune, where it is selected, and where the result goes.
 

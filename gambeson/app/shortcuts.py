@@ -29,7 +29,7 @@ def shortcuts(args: list[str]) -> int:
     for mode in modes:
         require_known("mode", mode, ("largest", "smallest", "random"))
     shares, attacks = _shares(options.shares), _attacks(options.attack)
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, layered, show
     from gambeson.diagnosis import draw_shortcuts, find_shortcuts
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.pictures import require_picture
@@ -82,7 +82,7 @@ def shortcuts(args: list[str]) -> int:
     heading = f"{run.path.name}, checkpoint {checkpoint} (step {step}), {data.facts.name} {options.split}"
     draw_shortcuts(found, out, f"{heading}, n = {len(examples)}")
     write_json(out.with_suffix(".json"), record)
-    print(json.dumps(record, indent=2)) if options.json else findings.shortcuts(record)
+    print(json.dumps(record, indent=2)) if options.json else layered.shortcuts(record)
     print(f"wrote {out} and {out.with_suffix('.json')}", file=sys.stderr)
     return 0
 

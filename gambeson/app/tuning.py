@@ -319,7 +319,7 @@ def _measured(record: dict[str, Any]) -> bool:
 
 def _layers(run: Run, record: dict[str, Any], model: nn.Module, data: Splits, step: int) -> tuple[str, ...]:
     """The layers to train: measured, where the choice is by criticality."""
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, layered, show
     from gambeson.diagnosis import draw_criticality
     from gambeson.engine.run import read_json, write_json
     from gambeson.finetuning import choose_layers
@@ -343,7 +343,7 @@ def _layers(run: Run, record: dict[str, Any], model: nn.Module, data: Splits, st
         content |= {"split": record["mrc_split"]}
         write_json(run.path / "criticality.json", content)
         draw_criticality(found, run.path / "criticality.svg", run.path.name)
-        findings.criticality(content)
+        layered.criticality(content)
     layers = choose_layers(model, record["module"], found)
     write_json(file, {"layers": list(layers), "module": record["module"]})
     (run.path / "criticality.partial.json").unlink(missing_ok=True)

@@ -114,8 +114,8 @@ def hunt(
     """Run a search on every example, `slots` of them at a time.
 
     An example leaves its slot when it falls or when its last round has ended, and the next one takes the slot. Once no
-    example waits, the batch shrinks, through few fixed sizes (`batch_sizes`), so that kernels and compiled graphs are
-    made for few shapes.
+    example waits, the batch shrinks: on the CPU with every example, elsewhere through few fixed sizes (`batch_sizes`),
+    so that kernels and compiled graphs are made for few shapes.
 
     Args:
         model: Maps images in [0, 1] to logits; evaluated in evaluation mode and as before afterwards.
@@ -138,7 +138,8 @@ def hunt(
     if total == 0:
         return
     net = _Watched(model, dtype)
-    rounds, sizes = search.rounds(jobs.logits.shape[1]), batch_sizes(slots)
+    rounds = search.rounds(jobs.logits.shape[1])
+    sizes = batch_sizes(slots, like_of(model, jobs.logits).device.type)
     here = torch.arange(first)  # the job in every slot; -1 in an idle one
     turn = jobs.round.clone()
     following, step = first, 0
@@ -174,13 +175,17 @@ def hunt(
                 here, state = _shrink(here, state, size)
 
 
-def batch_sizes(slots: int) -> list[int]:
+def batch_sizes(slots: int, device_type: str = "cuda") -> list[int]:
     """The sizes that a batch of `slots` shrinks through: powers of two, from an eighth on in steps of an eighth.
+
+    On the CPU, where another shape costs nothing and an idle row as much as a busy one, all sizes.
 
     Examples:
         >>> batch_sizes(64)
         [1, 2, 4, 8, 16, 24, 32, 40, 48, 56, 64]
     """
+    if device_type == "cpu":
+        return list(range(1, slots + 1))
     grain = max(1, slots // 8)
     small = [2**k for k in range(grain.bit_length()) if 2**k < grain]
     return [*small, *range(grain, slots, grain), slots]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.shortcuts import Removal, Shortcuts, find_shortcuts
     from gambeson.diagnosis.shortcuts_picture import draw_shortcuts
+    from gambeson.diagnosis.spectra import Spectra, measure_spectra
+    from gambeson.diagnosis.spectra_picture import draw_spectra
     from gambeson.diagnosis.spread import Spread, difference, spread
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Regions",
     "Removal",
     "Shortcuts",
+    "Spectra",
     "Spread",
     "adversarial_set",
     "attacked_images",
@@ -46,10 +49,12 @@ __all__ = [
     "draw_landscapes",
     "draw_regions",
     "draw_shortcuts",
+    "draw_spectra",
     "find_shortcuts",
     "grid_axis",
     "input_landscape",
     "measure_criticality",
+    "measure_spectra",
     "spread",
     "weight_landscape",
 ]
@@ -69,6 +74,7 @@ __getattr__ = lazy_exports(
         "Regions": "gambeson.diagnosis.regions",
         "Removal": "gambeson.diagnosis.shortcuts",
         "Shortcuts": "gambeson.diagnosis.shortcuts",
+        "Spectra": "gambeson.diagnosis.spectra",
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
         "attacked_images": "gambeson.diagnosis.landscape",
@@ -81,10 +87,12 @@ __getattr__ = lazy_exports(
         "draw_landscapes": "gambeson.diagnosis.landscape_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
         "draw_shortcuts": "gambeson.diagnosis.shortcuts_picture",
+        "draw_spectra": "gambeson.diagnosis.spectra_picture",
         "find_shortcuts": "gambeson.diagnosis.shortcuts",
         "grid_axis": "gambeson.diagnosis.landscape",
         "input_landscape": "gambeson.diagnosis.landscape",
         "measure_criticality": "gambeson.diagnosis.criticality",
+        "measure_spectra": "gambeson.diagnosis.spectra",
         "spread": "gambeson.diagnosis.spread",
         "weight_landscape": "gambeson.diagnosis.landscape",
     },

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from app.helpers import ENV, Cli, assert_error, fingerprint
-from gambeson.app import build, findings
+from gambeson.app import build, layered
 from gambeson.app.options import CriticalityOptions
 from gambeson.attacks.pgd import PGD
 from gambeson.diagnosis import PROTOCOLS, adversarial_set, measure_criticality
@@ -150,7 +150,7 @@ def test_a_negative_criticality_is_explained(protocol: str, capsys: pytest.Captu
         row = LayerCriticality("linear", (3, 4), mrc, 1 + mrc, 0.5, 0.1, 1)
         found = Criticality((row,), 1.0, 0.5, 10, PROTOCOLS[protocol], "cached")
         of = {"run": "r", "checkpoint": "best", "step": 2, "data": "digits", "split": "val"}
-        findings.criticality({**of, **found.to_dict()})
+        layered.criticality({**of, **found.to_dict()})
         return capsys.readouterr().out
 
     assert "negative" not in shown(0.25)
@@ -162,10 +162,10 @@ def test_a_negative_criticality_is_explained(protocol: str, capsys: pytest.Captu
 def test_an_interrupted_search_measures_no_layer_twice(
     cli: Cli, finished: Finished, measured: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gambeson.diagnosis import criticality
+    from gambeson.diagnosis import criticality_store
 
     finished("r")
-    write, kept = criticality.write_json, []
+    write, kept = criticality_store.write_json, []
 
     class Killed(BaseException):
         pass
@@ -176,7 +176,7 @@ def test_an_interrupted_search_measures_no_layer_twice(
         if kept == [1, 2]:
             raise Killed
 
-    monkeypatch.setattr(criticality, "write_json", counted)
+    monkeypatch.setattr(criticality_store, "write_json", counted)
     with pytest.raises(Killed):
         cli("diagnose", "criticality", "r", *SMALL)
     assert cli("diagnose", "criticality", "r", *SMALL).code == 0

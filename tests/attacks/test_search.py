@@ -224,6 +224,29 @@ def test_the_model_comes_back_as_it_was(curved_net: Net, labelled: Labelled, sna
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+@pytest.mark.parametrize("buckets", [False, True])
+def test_no_row_is_idle_on_the_cpu_and_few_shapes_are_seen_elsewhere(
+    buckets: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    class Identity(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return x.flatten(1)[:, :3]
+
+    if buckets:
+        monkeypatch.setattr("gambeson.attacks.search.batch_sizes", lambda slots, device_type: batch_sizes(slots))
+    y = torch.tensor([1] * 3 + [2] * 5 + [4] * 12)  # fall after so many steps
+    reports: list[Retired] = []
+    jobs = jobs_of(Identity(), torch.rand(20, 1, 2, 2), y)
+    sizes.clear()
+    hunt(Identity(), Countdown(), jobs, Linf(0.1), Streams(0), reports.append, slots=20)
+    assert sizes == ([20, 18, 12, 12] if buckets else [20, 17, 12, 12])
+    assert sorted(index for one in reports for index in one.index.tolist()) == list(range(20))
+    assert all(bool(one.fooled.all()) for one in reports)
+
+
 def test_images_may_be_bytes(curved_net: Net) -> None:
     net = curved_net()
     x = torch.randint(0, 256, (8, 2, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -238,6 +261,8 @@ def test_sizes_are_few_and_end_at_the_slots() -> None:
     assert batch_sizes(1) == [1]
     assert batch_sizes(6) == [1, 2, 3, 4, 5, 6]
     assert batch_sizes(100) == [1, 2, 4, 8, 12, 24, 36, 48, 60, 72, 84, 96, 100]
+    assert batch_sizes(6, "cpu") == batch_sizes(6)
+    assert batch_sizes(100, "cpu") == list(range(1, 101))
 
 
 @pytest.mark.parametrize("loss", ["dlr", "dlr-targeted"])
