@@ -12,6 +12,7 @@ from torch import nn
 
 from gambeson.core.errors import CheckpointError, InputError, RunError
 from gambeson.core.layout import preferred_layout
+from gambeson.core.threat import Threat, create_threat
 from gambeson.core.types import Task
 from gambeson.data import Facts, Splits, hold_out, load
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
@@ -59,6 +60,23 @@ def use_threads(call: dict[str, Any]) -> None:
     if threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+
+
+def threat_of(own: Threat, norm: str | None, eps: float | None) -> Threat:
+    """The budget that was asked for, where nothing was the run's own.
+
+    Raises:
+        InputError: Another norm than the run's without a budget: of the run's nothing follows for it.
+    """
+    if norm is None and eps is None:
+        return own
+    chosen = create_threat(norm or own.norm, 1.0).norm
+    if eps is None and chosen != own.norm:
+        raise InputError(
+            f"the run's budget is one of {own.norm}, one of {chosen} must be given",
+            hint="such as --eps 0.5" if chosen == "L2" else "such as --eps 8/255",
+        )
+    return create_threat(chosen, float(own.eps) if eps is None else eps)
 
 
 TABLES = ("method", "data", "model", "settings")

@@ -129,12 +129,16 @@ def _scores(run: Run) -> dict[str, float | None]:
     name = "best" if best else "final"
     tests = [e for e in _current(run).values() if e["data"] == run.call["data"]["name"] and e["checkpoint"] == name]
     clean = max(tests, key=lambda e: e["n"], default=None)
-    attacked = max((e for e in tests if len(e["accuracy"]) > 1), key=lambda e: e["n"], default=None)
+    args = run.call["method"].get("args", {})
+    own = [e for e in tests if args.get("eps") in (None, e["eps"]) and args.get("norm", "Linf") == e["norm"]]
+    attacked = [e for e in own if len(e["accuracy"]) > 1]
+    most = max((e["n"] for e in attacked), default=0)
+    worst = min((e["worst"]["value"] for e in attacked if e["n"] == most), default=None)
     values = (
         best.get("val/clean_acc"),
         best.get("val/pgd10_acc"),
         clean["accuracy"]["clean"]["value"] if clean else None,
-        attacked["worst"]["value"] if attacked else None,
+        worst,
     )
     return dict(zip(SCORES, values, strict=True))
 

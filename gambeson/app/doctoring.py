@@ -45,6 +45,8 @@ def doctor(args: list[str]) -> int:
             raise UsageError(f"a checkpoint file needs {' and '.join(missing)}: it does not say", hint=usage)
     else:
         given = [f"--{name}" for name in OF_A_FILE if getattr(options, name) is not None]
+        if given and not path.exists():
+            raise InputError(f"there is no file {path}", hint=usage)
         if given and not (given == ["--size"] and options.data):
             raise UsageError(f"{', '.join(given)} is for a checkpoint file: a run says it itself", hint=usage)
 
@@ -82,7 +84,7 @@ def _of_run(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Modu
 
     run = build.open_run(path)
     build.use_threads(run.call)
-    threat = _threat(build.recipe(run.call).threat, options)
+    threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     model, task, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
     if options.data:
         size = options.size or (task.size if options.data.startswith("folder:") else None)
@@ -120,11 +122,3 @@ def _of_file(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Mod
     described = {"of": str(path), "checkpoint": foreign.key, "step": None}
     threat = build.recipe(foreign.call).threat
     return described, foreign.model.to(where).eval(), foreign.task, build.splits(foreign.call), threat
-
-
-def _threat(own: Threat, options: DoctorOptions) -> Threat:
-    from gambeson.core.threat import create_threat
-
-    if options.eps is None and options.norm is None:
-        return own
-    return create_threat(options.norm or own.norm, float(own.eps) if options.eps is None else options.eps)

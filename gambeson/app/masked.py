@@ -29,16 +29,13 @@ def masking(args: list[str]) -> int:
     import numpy as np
 
     from gambeson.app import build, show, verdicts
-    from gambeson.core.threat import create_threat
     from gambeson.diagnosis import diagnose_masking
     from gambeson.diagnosis.masking import CHECKS
     from gambeson.engine.run import versions, write_json
 
     run = build.open_run(path)
     build.use_threads(run.call)
-    threat = build.recipe(run.call).threat
-    if options.eps is not None or options.norm is not None:
-        threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
+    threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     where = build.device(options.device)
     model, task, checkpoint, step = build.load_model(run, options.checkpoint, where)
     data = build.splits(run.call, options.data_dir)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +27,15 @@ def evaluate(args: list[str]) -> int:
         require_known("search dtype", options.search_dtype, DTYPES)
     from gambeson.app.processes import together
 
-    with together(options.device) as (rank, where):
-        return _evaluate(path, options, where, first=rank == 0)
+    try:
+        with together(options.device) as (rank, where):
+            return _evaluate(path, options, where, first=rank == 0)
+    except KeyboardInterrupt:
+        kept = path / "autoattack"
+        if not kept.is_dir():
+            raise
+        print(f"interrupted; what was found is kept in {kept}: the same command goes on from there", file=sys.stderr)
+        return 130
 
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
@@ -37,14 +45,11 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool) -> int:
     """Evaluate; of several processes the `first` one writes and prints."""
     from gambeson.app import build, show
-    from gambeson.core.threat import create_threat
     from gambeson.data import load
 
     run = build.open_run(path)
     build.use_threads(run.call)
-    threat = build.recipe(run.call).threat
-    if options.eps is not None or options.norm is not None:
-        threat = create_threat(options.norm or threat.norm, float(threat.eps) if options.eps is None else options.eps)
+    threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     model, task, name, step = build.load_model(run, options.checkpoint, build.device(device))
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
@@ -176,7 +181,10 @@ def check_attacks(attacks: str, size: int | None) -> None:
 
     if size is not None and size < 1:
         raise InputError(f"--test-size must be at least 1, got {size}")
-    for name in attack_names(attacks):
+    names = attack_names(attacks)
+    if not names:
+        raise InputError("--attack names no attack", hint="clean is the accuracy without one")
+    for name in names:
         require_attack(name)
 
 

@@ -149,7 +149,8 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
 def stage(name: str, found: Stage) -> None:
     """A line about an attack of an ensemble that is through."""
     fooled = f"{found.attack} fooled {found.fell:,} of {found.standing:,} in {found.seconds:.1f} s"
-    err.print(f"{name}: {fooled}, {found.left:,} left")
+    kept = f" ({found.kept:,} of them from before)" if found.kept else ""
+    err.print(f"{name}: {fooled}, {found.left:,} left{kept}")
 
 
 def _stage_table(ensembles: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -209,7 +210,7 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
 def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
     """The table of `runs list`."""
     if not rows:
-        out.print(f"no runs in {escape(root)}; start one with `gambeson train n-lap`")
+        out.print(f"no runs in {escape(root)}; start one with `gambeson train n-lap`, or name their folder with --root")
         return
     table = new_table(
         "run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4

@@ -46,13 +46,19 @@ def masking(record: Mapping[str, Any]) -> None:
         ),
         soft_wrap=True,
     )
-    table = new_table("check", "verdict", "found", left=3)
+    table = new_table("check", "verdict", "tolerated", "found", left=4)
     for row in record["evidence"]:
-        style = STYLES[row["verdict"].lower()]
-        table.add_row(row["check"], f"[{style}]{row['verdict']}[/{style}]", escape(row["message"]))
+        style, tolerance = STYLES[row["verdict"].lower()], row["measured"].get("tolerance")
+        tolerated = "" if tolerance is None else f"{100 * tolerance:g} %"
+        table.add_row(row["check"], f"[{style}]{row['verdict']}[/{style}]", tolerated, escape(row["message"]))
         if row["hint"]:
-            table.add_row("", "", escape(f"hint: {row['hint']}"), style="dim")
+            table.add_row("", "", "", escape(f"hint: {row['hint']}"), style="dim")
     print_table(table)
+    out.print(
+        "FAIL: the whole 95 % interval of the share lies above what is tolerated; WARN: the share itself does",
+        style="dim",
+        soft_wrap=True,
+    )
     table = new_table("attack", "accuracy, % [95 %]")
     for name, value in record["accuracy"].items():
         table.add_row(name, interval(Interval(**value)))

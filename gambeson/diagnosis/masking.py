@@ -21,6 +21,7 @@ from gambeson.evaluation.finding import require_healthy
 from gambeson.evaluation.statistics import Interval, wilson
 
 CHECKS: dict[str, str] = {
+    "images": "enough images: a sign that 5 % of them show is not missed",
     "zero gradient (ce)": "the gradient of the cross-entropy is there (tolerated: missing at 10 % of the images)",
     "zero gradient (dlr)": "the same of the difference of logits ratio",
     "zero gradient (margin)": "the same of the margin",
@@ -191,6 +192,7 @@ def _diagnose(
             evidence.append(one)
             listen(one)
 
+    keep(checks.examine_images(total))
     keep(*checks.examine_zero_gradients(subject))
     keep(checks.examine_direction(subject, eot if random else 1))
     looks = checks.climb(subject, steps)

@@ -73,6 +73,15 @@ def counted(check: str, count: int, n: int, tolerance: float, message: str, hint
     return Evidence(check, verdict, message, None if verdict == "PASS" else hint, measured)
 
 
+def examine_images(total: int) -> Evidence:
+    """Enough images: what 5 % of all images show is seen on one of them at least, by the Wilson 95 % interval of 0."""
+    unseen = wilson(0, total).high
+    message = f"with {total} images, a sign that {100 * unseen:.1f} % of all images show may be missed"
+    hint = "more images: a PASS of so few says little"
+    short, measured = unseen > 0.05, {"unseen": unseen, "n": total}
+    return Evidence("images", "WARN" if short else "PASS", message, hint if short else None, measured)
+
+
 def examine_zero_gradients(subject: Subject) -> list[Evidence]:
     """For each loss: examples whose gradient is zero or not finite though their logits change inside the ball."""
     losses = {"ce": ce, "dlr": dlr if subject.num_classes > 2 else margin, "margin": margin}

@@ -37,6 +37,7 @@ class Stage:
         seconds: Time it took, over all sessions of a resumed evaluation.
         forwards: Images that went through the model.
         backwards: Images whose gradient was taken.
+        kept: Examples of `standing` whose outcome was read from the ledger; their passes and time are counted too.
     """
 
     attack: str
@@ -46,6 +47,7 @@ class Stage:
     seconds: float
     forwards: int
     backwards: int
+    kept: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,6 +184,7 @@ def autoattack(
         harvest = Harvest(model, x, y, threat, num_classes, slots)
         harvest.begin(search, standing, book, f"{rank}of{world}", progress)
         todo = (standing & ~harvest.done).nonzero().squeeze(1)
+        kept = int(standing.sum()) - len(todo)
         jobs = Jobs(x[todo], y[todo], logits[todo], todo, torch.zeros_like(todo))
         try:
             hunt(model, search, jobs, threat, Streams(seed), harvest.add, slots=slots, every=every, dtype=dtype)
@@ -191,7 +194,7 @@ def autoattack(
         for index, images in harvest.found:
             x_adv[index] = images
         left = int((mine & clean & (fell_to < 0)).sum())
-        stages.append(Stage(search.name, int(standing.sum()), int(harvest.fooled.sum()), left, *harvest.spent))
+        stages.append(Stage(search.name, int(standing.sum()), int(harvest.fooled.sum()), left, *harvest.spent, kept))
         if world > 1:
             stages[-1] = _gather(stages[-1], number, fell_to, x_adv)
         if listen:
@@ -284,4 +287,4 @@ def _gather(stage: Stage, number: int, fell_to: Tensor, x_adv: Tensor) -> Stage:
     return Stage(stage.attack, **total, seconds=max(part.seconds for part in parts))
 
 
-COUNTS = ("standing", "fell", "left", "forwards", "backwards")
+COUNTS = ("standing", "fell", "left", "forwards", "backwards", "kept")

@@ -72,6 +72,11 @@ def parse_attack(name: str) -> Attack | None:
     if name in _SINGLE:
         return _SINGLE[name]()
     match = _COUNTED.fullmatch(name)
+    if match is None and ensemble_of(name):
+        raise InputError(
+            f"{name} goes through a whole set of images, and cannot be taken here",
+            hint="one of fgsm, pgd-K, pgd-K-R, mma-K, mm3, mm9, mm+; `evaluate` takes all",
+        )
     if match is None:
         hint = f"{_closest(name)} pgd-50-10 is PGD with 50 steps and 10 restarts"
         raise InputError(f"unknown attack {name!r}", hint=hint)

@@ -14,6 +14,7 @@ import torch
 from app.helpers import header_of, tensors_of
 from gambeson.app import build
 from gambeson.core.errors import CheckpointError, DataError, InputError
+from gambeson.core.threat import L2, Linf
 from gambeson.engine.run import Run
 from gambeson.methods import METHODS
 from gambeson.parts.averaging import EMA
@@ -144,3 +145,14 @@ def test_run_names_count_up(tmp_path: Path) -> None:
     (tmp_path / "a-1").mkdir()
     (tmp_path / "a-3").mkdir()
     assert Run.free_path(tmp_path, "a").name == "a-2"
+
+
+def test_a_budget_is_the_runs_own_unless_another_is_asked_for() -> None:
+    own = Linf(0.2)
+    assert build.threat_of(own, None, None) is own
+    assert build.threat_of(own, "linf", None) == Linf(0.2)
+    assert build.threat_of(own, None, 0.1) == Linf(0.1)
+    assert build.threat_of(own, "L2", 0.5) == L2(0.5)
+    with pytest.raises(InputError, match="the run's budget is one of Linf, one of L2 must be given") as error:
+        build.threat_of(own, "l2", None)
+    assert "--eps 0.5" in (error.value.hint or "")

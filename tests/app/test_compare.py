@@ -271,6 +271,16 @@ def test_a_smaller_evaluation_does_not_take_the_place_of_a_larger_one(finished: 
     assert {value["n"] for values in found["accuracy"].values() for value in values} == {50}
 
 
+def test_the_worst_is_that_of_all_attacks_at_the_runs_own_budget(finished: Finished, cli: Cli) -> None:
+    run = finished("runs/a")
+    file = run / "evaluations/best-test-fgsm-1.json"
+    record = json.loads(file.read_text())
+    for number, (eps, n, worst) in enumerate([(0.2, 50, 0.02), (0.3, 50, 0.01), (0.2, 20, 0.0)], 7):
+        other = {**record, "eps": eps, "n": n, "worst": {**record["worst"], "value": worst}}
+        (run / f"evaluations/best-test-autoattack-{number}.json").write_text(json.dumps(other))
+    assert overview(Path("runs"))[0]["test worst"] == 0.02
+
+
 def test_an_evaluation_of_earlier_weights_is_not_shown(finished: Finished, cli: Cli) -> None:
     """Evaluated, resumed, changed: the old number speaks of other weights."""
     run = finished("runs/a")

@@ -109,6 +109,7 @@ def test_a_foreign_checkpoint_is_examined_without_a_run(finished: Finished, cli:
         (("nowhere",), 1, ("nowhere",)),
         (("theirs.pt", "--model", "resnet18", "--data", "digits"), 1, ("does not fit the model", "small-cnn")),
         (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "l1"), 1, ("unknown norm 'l1'",)),
+        (("none.pt", "--model", "small-cnn", "--data", "digits"), 1, ("there is no file none.pt",)),
         (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "L2"), 1, ("--norm L2 needs --eps",)),
     ],
 )

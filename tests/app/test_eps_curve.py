@@ -155,6 +155,7 @@ def test_nothing_follows_for_another_norm() -> None:
         (("r", "--eps-grid", "8"), 1, ("eps must be a fraction of the pixel range", "8/255")),
         (("r", "--attack", "clean"), 1, ("--attack clean is no attack",)),
         (("r", "--attack", "pdg-5"), 1, ("unknown attack 'pdg-5'", "did you mean pgd-5?")),
+        (("r", "--attack", "autoattack"), 1, ("autoattack goes through a whole set of images", "pgd-K")),
         (("r", "--attack", "fgsm,pgd-5"), 1, ("unknown attack 'fgsm,pgd-5'",)),
         (("r", "--norm", "l2"), 1, ("a grid of L2 must be given", "--eps-grid 0:1:0.125")),
         (("r", "--norm", "l3"), 1, ("unknown norm 'l3'",)),

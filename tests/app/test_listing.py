@@ -98,5 +98,5 @@ def test_before_the_first_run_there_is_no_folder_and_no_error(cli: Cli) -> None:
     result = cli("runs", "list")
 
     assert (result.code, result.err) == (0, "")
-    assert result.out == "no runs in runs; start one with `gambeson train n-lap`\n"
+    assert result.out == "no runs in runs; start one with `gambeson train n-lap`, or name their folder with --root\n"
     assert cli("runs", "list", "--json").out == "[]\n"

@@ -80,7 +80,13 @@ def test_another_run_gives_transferred_images_and_json_stands_alone(cli: Cli, fi
 )
 def test_the_verdict_is_said_in_words(verdict: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
-    evidence = {"check": "black box", "verdict": verdict, "message": "Square fools [b]7[/b]", "hint": "look"}
+    evidence: dict[str, Any] = {
+        "check": "black box",
+        "verdict": verdict,
+        "message": "Square fools [b]7[/b]",
+        "hint": "look",
+    }
+    evidence["measured"] = {"tolerance": 0.01}
     record: dict[str, Any] = {
         "run": "r",
         "checkpoint": "best",

@@ -79,7 +79,7 @@ def test_accuracies_by_class(cli: Cli, finished: Finished) -> None:
     ("words", "shown", "norm", "eps"),
     [
         (["--eps", "8/255"], "Linf eps 8/255", "Linf", 8 / 255),
-        (["--norm", "L2"], "L2 eps 0.2", "L2", 0.2),
+        (["--norm", "linf"], "Linf eps 0.2", "Linf", 0.2),
         (["--norm", "l2", "--eps", "1.5"], "L2 eps 1.5", "L2", 1.5),
     ],
 )
@@ -129,6 +129,8 @@ def test_other_data_need_no_val_split_for_their_test_split(cli: Cli, finished: F
     ("words", "code", "fragments"),
     [
         (["r", "--eps", "8"], 1, ["eps must be a fraction", "got 8", "eps=8/255"]),
+        (["r", "--norm", "L2"], 1, ["the run's budget is one of Linf, one of L2 must be given", "--eps 0.5"]),
+        (["r", "--attack", " , "], 1, ["--attack names no attack", "clean"]),
         (["r", "--norm", "L3"], 1, ["unknown norm 'L3'", "Linf, L2"]),
         (["r", "--norm", "L2", "--eps", "-1"], 1, ["eps must be positive and finite, got -1"]),
         (["r", "--eps", "-8/255"], 1, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
@@ -261,3 +263,21 @@ def test_a_run_that_was_selected_on_test_is_stamped_wherever_its_numbers_stand(
         assert table.code == 0, table.err
         assert ("selected on test: these numbers are optimistic" in table.out) == (split == "test"), words
         assert json.loads(cli(*words, "--json").out)["selection"] == {"split": split}, words
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_interruption_says_where_to_go_on(
+    begun: bool, cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished("r")
+    if begun:
+        (run / "autoattack").mkdir()
+
+    def stop(*_: object, **__: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gambeson.app.measuring._evaluate", stop)
+    result = cli("evaluate", "r", "--attack", "autoattack")
+    assert result.code == 130
+    assert ("what was found is kept in r/autoattack: the same command goes on" in result.err) == begun
+    assert "interrupted" in result.err

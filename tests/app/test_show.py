@@ -7,6 +7,7 @@ import torch
 
 from gambeson.app import show
 from gambeson.evaluation import Report
+from gambeson.evaluation.autoattack import Stage
 
 
 @pytest.fixture
@@ -70,7 +71,10 @@ def test_names_are_aligned_and_not_markup(capsys: pytest.CaptureFixture[str]) ->
 def test_an_empty_overview_says_how_to_begin(capsys: pytest.CaptureFixture[str]) -> None:
     show.overview([], "runs")
 
-    assert capsys.readouterr().out == "no runs in runs; start one with `gambeson train n-lap`\n"
+    assert (
+        capsys.readouterr().out
+        == "no runs in runs; start one with `gambeson train n-lap`, or name their folder with --root\n"
+    )
 
 
 def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -78,3 +82,9 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixtu
         bar.advance(bar.add_task("evaluating", total=2))
 
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("kept", "said"), [(0, "12 left\n"), (30, "12 left (30 of them from before)\n")])
+def test_a_stage_says_what_was_kept_from_before(kept: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    show.stage("autoattack", Stage("square", 40, 28, 12, 3.21, 100, 0, kept))
+    assert capsys.readouterr().err == f"autoattack: square fooled 28 of 40 in 3.2 s, {said}"

@@ -264,6 +264,13 @@ def test_a_check_that_was_not_made_is_named(robust: nn.Module, digits: Splits) -
         found.of("transfer")
 
 
+def test_few_images_are_said_to_be_few(robust: nn.Module, digits: Splits) -> None:
+    few = checks.examine_images(20)
+    assert few.verdict == "WARN"
+    assert "16.1 % of all images" in few.message
+    assert checks.examine_images(N).verdict == "PASS"
+
+
 # The rules, on numbers whose verdicts are known.
 
 

@@ -151,8 +151,11 @@ def test_a_finished_evaluation_only_verifies(setting: tuple[nn.Sequential, Tenso
     net, x, y = setting
     first = attack((Fuse(net, 10**9), x, y), ledger=tmp_path)
     again = Fuse(net, 10**9)
-    equal(attack((again, x, y), ledger=tmp_path), first, costs=True)
+    second = attack((again, x, y), ledger=tmp_path)
+    equal(second, first, costs=True)
     assert again.count < 25
+    assert [stage.kept for stage in first.stages] == [0] * 4
+    assert [stage.kept for stage in second.stages] == [stage.standing for stage in first.stages]
 
 
 def test_sigkill_costs_little(setting: tuple[nn.Sequential, Tensor, Tensor], tmp_path: Path) -> None:
