@@ -25,6 +25,10 @@ def evaluate(args: list[str]) -> int:
     require_known("split", options.split, ("test", "val"))
     if options.search_dtype is not None:
         require_known("search dtype", options.search_dtype, DTYPES)
+        from gambeson.evaluation import ensemble_of
+
+        if not any(ensemble_of(name) for name in attack_names(options.attack)):
+            raise InputError("--search-dtype is for ensembles, and --attack names none", hint="such as autoattack")
     from gambeson.app.processes import together
 
     try:

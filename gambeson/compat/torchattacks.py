@@ -44,6 +44,31 @@ class _Called:
         self.calls += 1
         return self.attack(self.model, batch, self.threat, rng)
 
+    def set_normalization_used(self, mean: object, std: object) -> None:
+        """Not here: images are in [0, 1].
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "images are in [0, 1] here, and the model normalises inside",
+            hint="put the normalisation before the network, in one nn.Sequential",
+        )
+
+    def _untargeted(self, *_: object, **__: object) -> None:
+        """Targeted modes are not here.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "torchattacks' targeted modes are not covered",
+            hint="APGDT, or gambeson.attacks.AutoPGD with loss='margin-targeted', go towards the nearest classes",
+        )
+
+    set_mode_targeted_by_function = set_mode_targeted_by_label = _untargeted
+    set_mode_targeted_random = set_mode_targeted_least_likely = _untargeted
+
 
 class FGSM(_Called):
     """The fast gradient sign method, see `gambeson.attacks.fgsm`."""

@@ -164,6 +164,7 @@ def diagnose_masking(
     votes = 1 if randomness is None or randomness.level == "pass" else VOTES
     subject = Subject(Attached(model), x, y, threat, num_classes, batch_size, Streams(seed), votes)
     with kept(model, like_of(model, x).device):
+        torch.manual_seed(seed)  # what a randomised model draws; the generator comes back
         return _diagnose(subject, transfer, queries, steps, eot, listen or (lambda evidence: None))
 
 

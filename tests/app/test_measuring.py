@@ -130,6 +130,7 @@ def test_other_data_need_no_val_split_for_their_test_split(cli: Cli, finished: F
     [
         (["r", "--eps", "8"], 1, ["eps must be a fraction", "got 8", "eps=8/255"]),
         (["r", "--norm", "L2"], 1, ["the run's budget is one of Linf, one of L2 must be given", "--eps 0.5"]),
+        (["r", "--attack", "pgd-5", "--search-dtype", "bf16"], 1, ["--search-dtype is for ensembles", "autoattack"]),
         (["r", "--attack", " , "], 1, ["--attack names no attack", "clean"]),
         (["r", "--norm", "L3"], 1, ["unknown norm 'L3'", "Linf, L2"]),
         (["r", "--norm", "L2", "--eps", "-1"], 1, ["eps must be positive and finite, got -1"]),

@@ -70,6 +70,23 @@ def test_normalised_images_are_refused(setting: tuple[nn.Sequential, Tensor, Ten
         compat.PGD(net)(x - 0.5, y)
 
 
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("set_normalization_used", ([0.5], [0.25]), "the model normalises inside"),
+        ("set_mode_targeted_by_label", (), "targeted modes are not covered"),
+        ("set_mode_targeted_by_function", (lambda x, y: y,), "targeted modes are not covered"),
+        ("set_mode_targeted_random", (), "targeted modes are not covered"),
+        ("set_mode_targeted_least_likely", (), "targeted modes are not covered"),
+    ],
+)
+def test_modes_that_are_not_covered_say_so(
+    method: str, arguments: tuple[object, ...], message: str, setting: tuple[nn.Sequential, Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        getattr(compat.PGD(setting[0]), method)(*arguments)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_arguments_and_defaults_are_theirs(name: str) -> None:
     package = pytest.importorskip("torchattacks")

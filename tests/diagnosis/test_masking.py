@@ -187,7 +187,12 @@ def test_a_gradient_that_points_the_wrong_way_fails(robust: nn.Module, digits: S
 
 
 def test_a_randomised_model_is_judged_by_votes_and_never_passes(robust: nn.Module, digits: Splits) -> None:
-    found = verdict(Noisy(robust, 0.1), digits, queries=50, eot=5, steps=(2, 4, 8))
+    torch.manual_seed(11)
+    drawn = torch.rand(2)
+    torch.manual_seed(11)
+    found, again = (verdict(Noisy(robust, 0.1), digits, queries=50, eot=5, steps=(2, 4, 8)) for _ in range(2))
+    assert torch.equal(torch.rand(2), drawn)
+    assert again.to_dict() == found.to_dict()
     evidence = found.of("randomness")
     assert evidence.verdict in ("WARN", "FAIL")
     assert evidence.measured["forwards"] == 5
