@@ -210,7 +210,10 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
 def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
     """The table of `runs list`."""
     if not rows:
-        out.print(f"no runs in {escape(root)}; start one with `gambeson train n-lap`, or name their folder with --root")
+        out.print(
+            f"no runs in {escape(root)}; start one with `gambeson train n-lap`, or name their folder with --root",
+            soft_wrap=True,
+        )
         return
     table = new_table(
         "run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4

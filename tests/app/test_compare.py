@@ -275,9 +275,14 @@ def test_the_worst_is_that_of_all_attacks_at_the_runs_own_budget(finished: Finis
     run = finished("runs/a")
     file = run / "evaluations/best-test-fgsm-1.json"
     record = json.loads(file.read_text())
-    for number, (eps, n, worst) in enumerate([(0.2, 50, 0.02), (0.3, 50, 0.01), (0.2, 20, 0.0)], 7):
+    for name, eps, n, worst in (
+        ("fgsm-1", 0.2, 50, 0.5),
+        ("autoattack-1", 0.2, 50, 0.02),
+        ("autoattack-2", 0.3, 50, 0.01),
+        ("autoattack-3", 0.2, 20, 0.0),
+    ):
         other = {**record, "eps": eps, "n": n, "worst": {**record["worst"], "value": worst}}
-        (run / f"evaluations/best-test-autoattack-{number}.json").write_text(json.dumps(other))
+        (run / f"evaluations/best-test-{name}.json").write_text(json.dumps(other))
     assert overview(Path("runs"))[0]["test worst"] == 0.02
 
 
