@@ -1,14 +1,19 @@
-"""The commands by name, for the dispatcher. Torch is imported only once there is work to do."""
+"""The commands by name: a module is imported when its command is called, and torch once there is work to do."""
 
-from gambeson.app.corrupting import corruptions
-from gambeson.app.diagnosing import diagnose
-from gambeson.app.doctoring import doctor
-from gambeson.app.importing import import_
-from gambeson.app.lines import interpolate
-from gambeson.app.listing import list_, runs
-from gambeson.app.measuring import evaluate
-from gambeson.app.training import resume, train
-from gambeson.app.tuning import finetune
+from typing import TYPE_CHECKING
+
+from gambeson.core.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from gambeson.app.corrupting import corruptions
+    from gambeson.app.diagnosing import diagnose
+    from gambeson.app.doctoring import doctor
+    from gambeson.app.importing import import_
+    from gambeson.app.lines import interpolate
+    from gambeson.app.listing import list_, runs
+    from gambeson.app.measuring import evaluate
+    from gambeson.app.training import resume, train
+    from gambeson.app.tuning import finetune
 
 __all__ = [
     "corruptions",
@@ -23,3 +28,20 @@ __all__ = [
     "runs",
     "train",
 ]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "corruptions": "gambeson.app.corrupting",
+        "diagnose": "gambeson.app.diagnosing",
+        "doctor": "gambeson.app.doctoring",
+        "evaluate": "gambeson.app.measuring",
+        "finetune": "gambeson.app.tuning",
+        "import_": "gambeson.app.importing",
+        "interpolate": "gambeson.app.lines",
+        "list_": "gambeson.app.listing",
+        "resume": "gambeson.app.training",
+        "runs": "gambeson.app.listing",
+        "train": "gambeson.app.training",
+    },
+)
