@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import CorruptionOptions
-from gambeson.app.parsing import name_of, parse_run
+from gambeson.app.parsing import name_of, parse_run, require_positive
 from gambeson.core.errors import InputError, nearest, require_known
 
 if TYPE_CHECKING:
@@ -25,10 +25,7 @@ def corruptions(args: list[str]) -> int:
     description = "Measure accuracy under common corruptions; outcomes per image are kept in the run."
     path, options = parse_run("corruptions", description, CorruptionOptions, args)
     names, levels = chosen_corruptions(options), chosen_severities(options.severities)
-    for name in ("test_size", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "test_size", "batch_size")
     if options.published and options.frost_textures:
         raise InputError("--frost-textures is for generated images, --published reads finished ones")
     import numpy as np

@@ -13,7 +13,7 @@ from gambeson.app.eps_curve import eps
 from gambeson.app.landscapes import landscape
 from gambeson.app.masked import masking
 from gambeson.app.options import CamOptions
-from gambeson.app.parsing import UsageError, parse_run
+from gambeson.app.parsing import UsageError, parse_run, require_positive
 from gambeson.app.regional import regions
 from gambeson.app.shortcuts import shortcuts
 from gambeson.app.spectra import spectra
@@ -53,10 +53,7 @@ def cam(args: list[str]) -> int:
     require_known("split", options.split, ("test", "val"))
     if not 1 <= options.images <= LARGEST:
         raise InputError(f"--images must be between 1 and {LARGEST}, got {options.images}")
-    for name in ("test_size", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "test_size", "batch_size")
     from gambeson.app import build, findings, show
     from gambeson.diagnosis import diagnose_cam, draw_cam
     from gambeson.diagnosis.pictures import require_picture

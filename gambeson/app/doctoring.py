@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import DoctorOptions, ImportOptions
-from gambeson.app.parsing import Parser, UsageError, options_of, split_words
+from gambeson.app.parsing import Parser, UsageError, options_of, require_positive, split_words
 from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def doctor(args: list[str]) -> int:
         raise UsageError(f"doctor needs one run directory or checkpoint file, got {len(words)}", hint=usage)
     path, options = Path(words[0]), options_of(DoctorOptions, parser.parse(rest))
     require_known("split", options.split, ("test", "val"))
-    if options.images < 1:
-        raise InputError(f"--images must be at least 1, got {options.images}")
+    require_positive(options, "images")
     if path.is_file():
         missing = [f"--{name}" for name in ("model", "data") if getattr(options, name) is None]
         if missing:

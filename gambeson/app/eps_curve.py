@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.critical import choose_split
 from gambeson.app.options import EpsOptions
-from gambeson.app.parsing import name_of, parse_run
+from gambeson.app.parsing import name_of, parse_run, require_positive
 from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
@@ -24,10 +24,7 @@ def eps(args: list[str]) -> int:
     description = "Measure accuracy against the budget; images that fell at a smaller one are not attacked again."
     path, options = parse_run("diagnose eps", description, EpsOptions, args)
     require_known("split", options.split, ("test", "val"))
-    for name in ("test_size", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "test_size", "batch_size")
     import numpy as np
 
     from gambeson.app import build, findings, show

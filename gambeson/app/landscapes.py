@@ -9,7 +9,7 @@ from typing import Any
 
 from gambeson.app.critical import choose_split
 from gambeson.app.options import LandscapeOptions
-from gambeson.app.parsing import name_of, parse_run
+from gambeson.app.parsing import name_of, parse_run, require_positive
 from gambeson.core.errors import InputError, require_known
 
 
@@ -18,10 +18,7 @@ def landscape(args: list[str]) -> int:
     description = "Draw the loss around the weights of single layers, of groups of layers, or around the images."
     path, options = parse_run("diagnose landscape", description, LandscapeOptions, args)
     require_known("split", options.split, ("test", "val", "train"))
-    for name in ("size", "batch_size"):
-        value = getattr(options, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "size", "batch_size")
     if options.dims not in (1, 2):
         raise InputError(f"--dims is 1 or 2, got {options.dims}")
     from gambeson.app import build, layered, show

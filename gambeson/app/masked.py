@@ -9,7 +9,7 @@ from typing import Any
 
 from gambeson.app.critical import choose_split
 from gambeson.app.options import MaskingOptions
-from gambeson.app.parsing import name_of, parse_run
+from gambeson.app.parsing import name_of, parse_run, require_positive
 from gambeson.core.errors import InputError, require_known
 
 
@@ -20,10 +20,7 @@ def masking(args: list[str]) -> int:
     )
     path, options = parse_run("diagnose masking", description, MaskingOptions, args)
     require_known("split", options.split, ("test", "val"))
-    for name in ("test_size", "batch_size", "queries"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "test_size", "batch_size", "queries")
     if options.out and not options.out.endswith(".json"):
         raise InputError(f"--out is a record and ends in .json, got {options.out}")
     import numpy as np

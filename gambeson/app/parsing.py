@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, get_loader
 
-from gambeson.core.errors import GambesonError, nearest
+from gambeson.core.errors import GambesonError, InputError, nearest
 from gambeson.core.threat import parse_eps
 
 RATIO = re.compile(r"\s*-?[0-9.]+\s*/\s*[0-9.]+\s*")
@@ -245,6 +245,18 @@ def parse_run(command: str, description: str, schema: type[Options], args: Seque
             f"{command} needs one run directory, got {len(words)}", hint=f"gambeson {command} runs/digits-n-lap-1"
         )
     return Path(words[0]), options_of(schema, parser.parse(rest))
+
+
+def require_positive(options: Any, *names: str) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        InputError: One of the options is below 1; None is not.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
 
 
 def name_of(stem: str, options: Any, *shaping: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gambeson.app.critical import choose_split
 from gambeson.app.options import ShortcutsOptions
-from gambeson.app.parsing import name_of, parse_run
+from gambeson.app.parsing import name_of, parse_run, require_positive
 from gambeson.core.errors import InputError, require_known
 
 
@@ -21,10 +21,7 @@ def shortcuts(args: list[str]) -> int:
     )
     path, options = parse_run("diagnose shortcuts", description, ShortcutsOptions, args)
     require_known("split", options.split, ("test", "val"))
-    for name in ("size", "batch_size"):
-        value = getattr(options, name)
-        if value < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    require_positive(options, "size", "batch_size")
     modes = [word.strip() for word in options.modes.split(",") if word.strip()]
     for mode in modes:
         require_known("mode", mode, ("largest", "smallest", "random"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gambeson.attacks.pgd import fgsm
 from gambeson.core.errors import InputError
 from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
@@ -199,12 +200,12 @@ def _diagnose(
     looks = checks.climb(subject, steps)
     fooled |= {f"pgd-{count}": found for count, found in looks.items()}
     keep(checks.examine_steps(looks, total))
-    fooled["fgsm"] = checks.fast(subject)
+    fooled["fgsm"] = subject.fooled("fgsm", fgsm())
     strong = torch.stack(list(looks.values())).any(0)
     keep(checks.examine_single_step(fooled["fgsm"], strong))
-    keep(checks.examine_scale(subject, looks, total))
+    keep(checks.examine_scale(subject, strong, steps[1], total))
     keep(checks.examine_unbounded(subject, total))
-    second, found = checks.examine_second_opinions(subject, looks, total)
+    second, found = checks.examine_second_opinions(subject, strong, total)
     fooled |= found
     keep(*second)
     white = torch.stack(list(fooled.values())).any(0)

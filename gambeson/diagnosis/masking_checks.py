@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from gambeson.attacks.apgd import AutoPGD
 from gambeson.attacks.attack import Attack, input_gradient
 from gambeson.attacks.decomposition import MD
 from gambeson.attacks.margin import mm3
-from gambeson.attacks.pgd import PGD, fgsm
+from gambeson.attacks.pgd import PGD
 from gambeson.attacks.search import Hunt
 from gambeson.attacks.square import Square
 from gambeson.attacks.starts import Uniform
@@ -24,6 +23,7 @@ from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.threat import box, create_threat
 from gambeson.core.types import Batch
 from gambeson.diagnosis.subject import Averaged, Rescaled, Subject
+from gambeson.evaluation.curve import grey_budget, grey_class
 from gambeson.evaluation.statistics import Interval, paired_difference, wilson
 
 Verdict = Literal["PASS", "WARN", "FAIL"]
@@ -167,8 +167,7 @@ def examine_steps(looks: Mapping[int, Tensor], total: int) -> Evidence:
     few, middle, many = looks
     lost, gained = int((looks[few] & ~looks[many]).sum()), int((looks[many] & ~looks[few]).sum())
     worse = paired_difference(lost, gained, total)
-    late, last = int((looks[many] & ~looks[middle]).sum()), looks[middle] & ~looks[many]
-    late -= int(last.sum())
+    late = int(looks[many].sum()) - int(looks[middle].sum())
     measured = {
         "fooled": {str(count): int(fooled.sum()) for count, fooled in looks.items()},
         "lost": lost,
@@ -196,8 +195,8 @@ def examine_single_step(fast: Tensor, slow: Tensor) -> Evidence:
     return counted("single step", only, beaten, 0.5, message, hint)
 
 
-def examine_scale(subject: Subject, looks: Mapping[int, Tensor], total: int) -> Evidence:
-    """PGD must not be stronger on rescaled logits, which have the same predictions."""
+def examine_scale(subject: Subject, before: Tensor, steps: int, total: int) -> Evidence:
+    """PGD must not be stronger on rescaled logits, which predict the same; `before` are those that PGD has fooled."""
 
     def measure(batch: Batch, rng: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -205,10 +204,8 @@ def examine_scale(subject: Subject, looks: Mapping[int, Tensor], total: int) -> 
 
     gap = float(subject.per_example(measure, "gap").double().median())
     factor = MARGIN / max(gap, 1e-6)
-    steps = list(looks)[1]
     attack = PGD(steps=steps, rel_step_size=0.25)
     found = subject.fooled("rescaled", attack, attacked=Rescaled(subject.model, factor))
-    before = torch.stack(list(looks.values())).any(0)
     only = int((found & ~before).sum())
     message = f"with logits rescaled by {factor:.2g} (margins near {MARGIN}), PGD fools {only} of {total} images more"
     hint = (
@@ -220,8 +217,7 @@ def examine_scale(subject: Subject, looks: Mapping[int, Tensor], total: int) -> 
 
 def examine_unbounded(subject: Subject, total: int) -> Evidence:
     """With a budget that makes every image grey, everything must fall but what has the class of grey."""
-    linf = subject.threat.norm == "Linf"
-    eps = 0.5 if linf else 0.5 * math.sqrt(subject.x[0].numel())
+    eps = grey_budget(subject.threat.norm, subject.x)
     threat = create_threat(subject.threat.norm, eps)
     standing = torch.arange(len(subject))
     for loss in ("ce", "margin"):
@@ -229,9 +225,7 @@ def examine_unbounded(subject: Subject, total: int) -> Evidence:
             attack = Hunt(AutoPGD(loss=loss), slots=subject.batch_size)
             fell = subject.head(standing).fooled(f"unbounded-{loss}", attack, threat=threat)
             standing = standing[~fell]
-    first = next(subject.batches())[0].x[:1]
-    with torch.no_grad(), batch_norm(subject.model, "running"):
-        grey = int(subject.model(torch.full_like(first, 0.5)).argmax())
+    grey = grey_class(subject.model, subject.x[:1])
     count = int((subject.y[standing.to(subject.y.device)] != grey).sum())
     message = (
         f"at eps {eps:.3g}, where plain grey is within reach, {count} of {total} images stand that grey would break"
@@ -240,11 +234,8 @@ def examine_unbounded(subject: Subject, total: int) -> Evidence:
     return counted("unbounded budget", count, total, 0.01, message, hint, eps=eps, standing=len(standing), grey=grey)
 
 
-def examine_second_opinions(
-    subject: Subject, looks: Mapping[int, Tensor], total: int
-) -> tuple[list[Evidence], dict[str, Tensor]]:
+def examine_second_opinions(subject: Subject, before: Tensor, total: int) -> tuple[list[Evidence], dict[str, Tensor]]:
     """Attacks on other losses must not find much that PGD on the cross-entropy does not; and what they find."""
-    before = torch.stack(list(looks.values())).any(0)
     attacks: dict[str, tuple[Attack, str]] = {
         "mm3": (mm3(), "minimum margin"),
         "md": (Hunt(MD(), slots=subject.batch_size), "margin decomposition"),
@@ -300,8 +291,3 @@ def examine_randomness(subject: Subject, forwards: int, total: int) -> tuple[Evi
     if evidence.verdict == "PASS":
         evidence = Evidence("randomness", "WARN", message, hint, evidence.measured)
     return evidence, found
-
-
-def fast(subject: Subject) -> Tensor:
-    """Which examples one step of FGSM fools."""
-    return subject.fooled("fgsm", fgsm())

@@ -161,8 +161,7 @@ def robust_curve(
         "seed": seed,
         "failed": failed,
     }
-    grey = 0.5 if threats[0].norm == "Linf" else 0.5 * math.sqrt(x[0].numel())
-    return Curve(eps, fell, y.cpu(), grey, _grey_class(model, x[:1]), settings)
+    return Curve(eps, fell, y.cpu(), grey_budget(threats[0].norm, x), grey_class(model, x[:1]), settings)
 
 
 def minimal_norms(
@@ -216,7 +215,13 @@ def _batches(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> Iterato
         yield to_unit(x[part].to(like.device)).to(like.dtype), y[part].to(like.device, torch.int64), part
 
 
-def _grey_class(model: nn.Module, x: Tensor) -> int:
+def grey_budget(norm: str, x: Tensor) -> float:
+    """The budget at which every image of the shape of `x`, `(N, C, H, W)`, can be made plain grey."""
+    return 0.5 if norm == "Linf" else 0.5 * math.sqrt(x[0].numel())
+
+
+def grey_class(model: nn.Module, x: Tensor) -> int:
+    """The class of plain grey, an image of the shape of the one in `x`, `(1, C, H, W)`."""
     like = like_of(model, x)
     with torch.no_grad(), batch_norm(model, "running"):
         return int(model(torch.full(x.shape, 0.5, dtype=like.dtype, device=like.device)).argmax())

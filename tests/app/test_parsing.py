@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from app.helpers import Cli, args_of, assert_error
-from gambeson.app.parsing import peek, split_words
+from gambeson.app.options import EpsOptions
+from gambeson.app.parsing import peek, require_positive, split_words
+from gambeson.core.errors import InputError
 from gambeson.methods import METHODS
 
 Plan = Callable[..., dict[str, Any]]
@@ -229,3 +231,10 @@ def test_split_words(args: list[str], words: list[str]) -> None:
 )
 def test_peek(args: list[str], found: str | None) -> None:
     assert peek(args, "data") == found
+
+
+def test_numbers_below_one_are_refused_by_their_options_name() -> None:
+    require_positive(EpsOptions(test_size=None, batch_size=1), "test_size", "batch_size")
+    for name, value in (("batch_size", 0), ("test_size", -3)):
+        with pytest.raises(InputError, match=rf"^--{name.replace('_', '-')} must be at least 1, got {value}$"):
+            require_positive(EpsOptions(**{name: value}), "test_size", "batch_size")
