@@ -56,23 +56,28 @@ class Ledger:
         self.folder = folder
         file = folder / "identity.json"
         wanted = json.loads(json.dumps(identity))
-        if file.is_file():
-            try:
-                there = json.loads(file.read_text())
-            except (OSError, ValueError) as error:
-                raise InputError(f"{file} cannot be read: {error}", hint="delete the folder to begin anew") from None
-            if different := differences(there, wanted):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise InputError(f"{folder} is a file, not a folder", hint="choose another folder") from None
+        empty = all(path.name.startswith(".identity.") for path in folder.iterdir())  # left by a kill, or being written
+        if not file.is_file():  # asked after the list is made: another process may just have written it
+            if not empty:
                 raise InputError(
-                    f"{folder} holds the state of another evaluation: {'; '.join(different)}",
-                    hint="choose another folder, or delete this one to begin anew",
+                    f"{folder} is not empty and holds no state of an evaluation", hint="choose another folder"
                 )
-            return
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} is not empty and holds no state of an evaluation", hint="choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".identity.{os.getpid()}.partial"
-        partial.write_text(json.dumps(wanted, indent=2) + "\n")
-        os.replace(partial, file)
+            partial = folder / f".identity.{os.getpid()}.partial"
+            partial.write_text(json.dumps(wanted, indent=2) + "\n")
+            os.replace(partial, file)
+        try:
+            there = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be read: {error}", hint="delete the folder to begin anew") from None
+        if different := differences(there, wanted):
+            raise InputError(
+                f"{folder} holds the state of another evaluation: {'; '.join(different)}",
+                hint="choose another folder, or delete this one to begin anew",
+            )
 
     def write(self, attack: str, entry: Entry, part: str = "0") -> None:
         """Keep a piece of work.

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -128,17 +129,26 @@ for args in {HELP!r}:
 
 
 @pytest.mark.parametrize("args", [["--help"], ["train", "n-lap", "--help"], ["evaluate", "--help"]], ids=" ".join)
-def test_help_takes_less_than_half_a_second(args: list[str]) -> None:
-    """Processor time of the child, the best of three: the wall clock of a busy machine says nothing."""
-    times = []
-    for _ in range(3):
-        child = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.DEVNULL)
+def test_help_takes_less_than_half_a_second(args: list[str], tmp_path: Path) -> None:
+    """Processor time in units of what importing the parser's library takes beside it: a sixth of a second if quiet.
+
+    Seconds would measure who else works on the machine. Modules are compiled, as in an installation, by the first run.
+    """
+    environment = {**ENV, "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+
+    def seconds(command: list[str]) -> float:
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         assert child.returncode == 0
-        times.append(usage.ru_utime + usage.ru_stime)
+        return usage.ru_utime + usage.ru_stime
 
-    assert min(times) < 0.5, times
+    times, units = [], []
+    for _ in range(5):
+        times.append(seconds([*COMMAND, *args]))
+        units.append(seconds([sys.executable, "-c", "import jsonargparse"]))
+
+    assert min(times) < 3 * min(units), (times, units)
 
 
 def test_the_version_is_the_installed_one(cli: Cli) -> None:
