@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.case import Result
 from benchmarks.pairs import Clock, Spread, spread
-from gambeson.engine.run import versions
+from gambeson.engine.run import processor, versions
 
 CLOCKS: dict[Clock, str] = {"cpu": "process CPU time", "wall": "wall clock"}
 
@@ -65,16 +63,6 @@ def machine(device: torch.device) -> dict[str, Any]:
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "OMP_", "MKL_", "KMP_"))},
         "versions": versions(),
     }
-
-
-def processor() -> str:
-    """The processor's name as Linux gives it, else as Python does."""
-    try:
-        rows = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        rows = []
-    names = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def quartiles(values: Spread, digits: int) -> str:

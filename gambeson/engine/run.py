@@ -137,6 +137,24 @@ class Run:
             rows.append(row)
         return rows
 
+    def require_metrics(self) -> None:
+        """Look at both ends of the metrics only, so that lists of thousands of runs are fast.
+
+        Raises:
+            RunError: They are not rows of metrics; what lies between them may still be damaged, see `rows`.
+        """
+        if not self.metrics.is_file():
+            return
+        with open(self.metrics, "rb") as file:
+            first = file.readline()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(len(first), size - 8192))
+            tail = file.read().splitlines(keepends=True)
+        ends = [line for line in (first, *tail[-1:]) if line.endswith(b"\n")]  # one that was cut off is left out
+        for line in ends:
+            if not (line.startswith(b"{") and b'"step"' in line):
+                raise RunError(f"{self.metrics} is damaged: a line is {line[:40]!r}")
+
     def trim(self, step: int) -> None:
         """Drop the metrics after `step`: a resumed run writes them again."""
         kept = [row for row in self.rows() if row["step"] <= step]
@@ -191,14 +209,28 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    """Versions that the result depends on, and the processor."""
-    return {
+    """Versions and hardware that the result depends on."""
+    import torch  # not at the top: lists of runs need no torch
+
+    found = {
         "gambeson": version("gambeson"),
         "torch": version("torch"),
         "numpy": version("numpy"),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
     }
+    return {**found, "gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else found
+
+
+def processor() -> str:
+    """The processor's name as Linux gives it, else as Python does."""
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        rows = []
+    names = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def read_json(path: Path) -> Any:
