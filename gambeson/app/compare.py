@@ -30,18 +30,20 @@ def overview(root: Path) -> list[dict[str, Any]]:
                 continue
             run = open_run(file.parent)
             row |= {
-                "method": _method(run.call),
+                "method": method_name(run.call),
                 "data": run.call["data"]["name"],
                 "model": run.call["model"]["name"],
                 "selection": selected_on(run.call),
             }
-            row["state"] = _state(run)
+            row["state"] = state_of(run)
             row |= _scores(run)
         except (RunError, CheckpointError, KeyError, TypeError, ValueError):
             row["state"] = "damaged"
     return rows
 
 
+NAMES = ("best", "final", "last")
+"""Checkpoints whose evaluations are compared."""
 SCORES = ("val clean", "val pgd-10", "test clean", "test worst")
 
 
@@ -53,20 +55,26 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """What differs between runs: settings, accuracies on the test set, and exact McNemar tests on the same examples.
 
     Returns:
-        `runs` (names), `selection` (the split that each was selected on), `settings` (differing ones, a value per run;
-        of a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval
-        or None per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the
-        difference of the accuracies with its interval, p, p after Holm's correction over all entries, and whether that
-        is below `alpha`), `alpha`, and `correction`, None where there is a single test.
+        `runs` (names), `selection` (the split that each was selected on), `main` (the checkpoint that each is reported
+        by; where they differ, `accuracy` has rows `"main pgd-50"` too), `settings` (differing ones, a value per run; of
+        a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval or None
+        per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the difference of
+        the accuracies with its interval, p, p after Holm's correction over all entries, and whether that is below
+        `alpha`), `alpha`, and `correction`, None where there is a single test.
     """
     tables = [flat(_settings(run.call)) for run in runs]
     keys = list(dict.fromkeys(key for one in tables for key in one))
     settings = {key: [one.get(key) for one in tables] for key in keys}
+    main = [main_checkpoint(run) for run in runs]
     outcomes = [_outcomes(run) for run in runs]
+    if len(set(main)) > 1:  # such as a run and its fine-tuning: what each is reported by stands side by side too
+        outcomes = [_with_main(found, name) for found, name in zip(outcomes, main, strict=True)]
     attacks = list(dict.fromkeys(key for one in outcomes for key in one))
     paired: list[dict[str, Any]] = []
     for key in attacks:
         for a, b in combinations(range(len(runs)), 2):
+            if key.startswith("main ") and main[a] == main[b]:
+                continue  # tested under the checkpoint's name
             one, two = outcomes[a].get(key), outcomes[b].get(key)
             if one is None or two is None or not np.array_equal(one["y"], two["y"]):
                 continue
@@ -83,6 +91,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "runs": [str(run.path) for run in runs],
         "selection": [selected_on(run.call) for run in runs],
+        "main": main,
         "settings": {key: values for key, values in settings.items() if any(v != values[0] for v in values)},
         "accuracy": {key: [one[key]["accuracy"] if key in one else None for one in outcomes] for key in attacks},
         "paired": paired,
@@ -91,14 +100,20 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def _method(call: dict[str, Any]) -> str:
+def main_checkpoint(run: Run) -> str:
+    """The weights that a run is reported by: `best` where something was selected, else `final`."""
+    return "best" if run.checkpoint("best").is_file() else "final"
+
+
+def method_name(call: dict[str, Any]) -> str:
     """What the weights were trained with, and then fine-tuned."""
     tuned = f" + {call['finetune']['name']}" if "finetune" in call else ""
     return f"{call['method']['name']}{tuned}"
 
 
-def _state(run: Run) -> str:
-    run.rows()  # says so if they are damaged
+def state_of(run: Run) -> str:
+    """How far a run has come: `done`, `step N`, `not begun`, `imported`, or where its fine-tuning is."""
+    run.require_metrics()
     if "imported" in run.call:
         return "imported"
     if "finetune" in run.call:
@@ -148,13 +163,16 @@ def _current(run: Run) -> dict[str, dict[str, Any]]:
 
     A run that was evaluated, resumed and evaluated again keeps both; the first one measured other weights.
     """
-    files = {name: run.checkpoint(name) for name in ("best", "final", "last")}
-    steps = {name: read_header(file)["step"] for name, file in files.items() if file.is_file()}
-    return {
-        name: record
-        for name, record in run.evaluations().items()
-        if record["split"] == "test" and record["step"] == steps.get(record["checkpoint"])
-    }
+    tests = {name: record for name, record in run.evaluations().items() if record["split"] == "test"}
+    files = {record["checkpoint"]: run.checkpoint(record["checkpoint"]) for record in tests.values()}
+    steps = {name: read_header(file)["step"] for name, file in files.items() if name in NAMES and file.is_file()}
+    return {name: record for name, record in tests.items() if record["step"] == steps.get(record["checkpoint"])}
+
+
+def _with_main(outcomes: dict[str, dict[str, Any]], checkpoint: str) -> dict[str, dict[str, Any]]:
+    """Outcomes with those of one checkpoint once more, under `main`."""
+    own = {key: row for key, row in outcomes.items() if key.startswith(f"{checkpoint} ")}
+    return {**outcomes, **{f"main{key.removeprefix(checkpoint)}": row for key, row in own.items()}}
 
 
 def _settings(call: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -215,15 +216,20 @@ def overview(rows: Sequence[Mapping[str, Any]], root: str) -> None:
             soft_wrap=True,
         )
         return
-    table = new_table(
-        "run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst", left=4
-    )
+    head = ("run", "method", "data", "state", "val\nclean", "val\npgd-10", "test\nclean", "test\nworst")
+    cells_of = []
     for row in rows:
         shown = [value for key, value in row.items() if key not in ("model", "selection")]
         cells = [f"{100 * value:.1f}" if isinstance(value, float) else value for value in shown]
         cells[0] += " *" * (row["selection"] == "test")
-        table.add_row(*[escape(str(cell)) if cell is not None else "-" for cell in cells])
-    print_table(table)
+        cells_of.append(["-" if cell is None else str(cell) for cell in cells])
+    if len(rows) > MANY:
+        _long(head, cells_of, left=4)
+    else:
+        table = new_table(*head, left=4)
+        for cells in cells_of:
+            table.add_row(*map(escape, cells))
+        print_table(table)
     if any(row["selection"] == "test" for row in rows):
         out.print(f"* {STAMP}", soft_wrap=True)
 
@@ -244,6 +250,23 @@ def names(topic: str, rows: Mapping[str, str]) -> None:
 
 def _shape(data: Splits) -> str:
     return f"{data.facts.channels}x{data.facts.size}x{data.facts.size}"
+
+
+MANY = 200
+"""Rows of a table beyond which its lines are made here: rich takes two milliseconds a row."""
+
+
+def _long(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
+    """A long table, in the form of `print_table`."""
+    titles = [list(line) for line in zip_longest(*[title.split("\n") for title in head], fillvalue="")]
+    widths = [max(map(len, column)) for column in zip(*titles, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        sides = [str.ljust if place < left else str.rjust for place in range(len(cells))]
+        return "  ".join(side(cell, width) for side, cell, width in zip(sides, cells, widths, strict=True)).rstrip()
+
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    print("\n".join(["", *map(line, titles), rule, *map(line, rows), ""]), file=out.file)
 
 
 def print_table(table: Table) -> None:

@@ -28,6 +28,9 @@ def comparison(found: Mapping[str, Any]) -> None:
             f"{key}, n = {' and '.join(sizes)}", *[interval(Interval(**value)) if value else "-" for value in values]
         )
     print_table(table)
+    if len(set(found["main"])) > 1:
+        said = ", ".join(f"{checkpoint} of {name}" for name, checkpoint in zip(names, found["main"], strict=True))
+        out.print(escape(f"main: {said}"), style="dim", soft_wrap=True)
     if found["paired"]:
         _paired(found)
     for name, split in zip(names, found["selection"], strict=True):

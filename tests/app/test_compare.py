@@ -50,6 +50,35 @@ def test_a_run_does_not_differ_from_itself(trained: Path) -> None:
     assert {row["n"] for row in found["paired"]} == {50}
 
 
+def test_what_runs_are_reported_by_stands_side_by_side(finished: Finished, cli: Cli) -> None:
+    """`best` of one and `final` of the other; two with `best` are not tested twice."""
+    for name in ("one", "two", "three"):
+        finished(name)
+    (Path("three") / "checkpoints/best.safetensors").unlink()
+    found = compare([Run.open(Path(name)) for name in ("one", "two", "three")])
+
+    assert found["main"] == ["best", "best", "final"]
+    rows = {key: [value and value["value"] for value in values] for key, values in found["accuracy"].items()}
+    assert rows["main clean"] == [rows["best clean"][0], rows["best clean"][1], rows["final clean"][2]]
+    assert [(line["a"], line["b"]) for line in found["paired"] if line["key"] == "main clean"] == [
+        ("one", "three"),
+        ("two", "three"),
+    ]
+    assert "main: best of one, best of two, final of three" in cli("runs", "compare", "one", "two", "three").out
+
+
+def test_many_runs_are_listed_alike(trained: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, here: Path) -> None:
+    """Long lists are set without rich: the same words in the same order."""
+    for name in ("a", "b"):
+        shutil.copytree(trained, here / "runs" / name)
+    few = cli("runs", "list").out.split()
+    monkeypatch.setattr("gambeson.app.show.MANY", 1)
+    many = cli("runs", "list").out
+
+    assert [word for word in many.split() if set(word) != {"─"}] == [word for word in few if set(word) != {"─"}]
+    assert all(len(line) <= 80 for line in many.splitlines())
+
+
 def test_only_differing_settings_are_shown(finished: Finished, cli: Cli) -> None:
     change(finished("one"))
     change(finished("two"), seed=1, lr=0.25)
