@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from gambeson.core.errors import GambesonError, GambesonWarning, nearest
 
 COMMANDS = {
+    "demo": "train, attack, fine-tune and report on digits, in a few minutes: gambeson demo",
     "train": "train a model: gambeson train METHOD [options], or --config FILE",
     "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
     "doctor": "check a model and its data before evaluating it: gambeson doctor RUN, or FILE --model NAME --data NAME",
@@ -21,6 +22,7 @@ COMMANDS = {
     "finetune": "improve a robust model: gambeson finetune rift RUN",
     "interpolate": "measure the models on the line between two runs: gambeson interpolate RUN RUN",
     "import": "make a run of another's checkpoint: gambeson import FILE --model wrn-34-10 --data cifar10",
+    "report": "one page about a run, or several side by side: gambeson report RUN [RUN...]",
     "resume": "go on with an interrupted run: gambeson resume RUN",
     "runs": "runs list, or runs compare RUN RUN...",
     "list": "list methods, attacks, models, data, corruptions or recipes",

@@ -6,17 +6,20 @@ from gambeson.core.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from gambeson.app.corrupting import corruptions
+    from gambeson.app.demo import demo
     from gambeson.app.diagnosing import diagnose
     from gambeson.app.doctoring import doctor
     from gambeson.app.importing import import_
     from gambeson.app.lines import interpolate
     from gambeson.app.listing import list_, runs
     from gambeson.app.measuring import evaluate
+    from gambeson.app.reporting import report
     from gambeson.app.training import resume, train
     from gambeson.app.tuning import finetune
 
 __all__ = [
     "corruptions",
+    "demo",
     "diagnose",
     "doctor",
     "evaluate",
@@ -24,6 +27,7 @@ __all__ = [
     "import_",
     "interpolate",
     "list_",
+    "report",
     "resume",
     "runs",
     "train",
@@ -33,6 +37,7 @@ __getattr__ = lazy_exports(
     __name__,
     {
         "corruptions": "gambeson.app.corrupting",
+        "demo": "gambeson.app.demo",
         "diagnose": "gambeson.app.diagnosing",
         "doctor": "gambeson.app.doctoring",
         "evaluate": "gambeson.app.measuring",
@@ -40,6 +45,7 @@ __getattr__ = lazy_exports(
         "import_": "gambeson.app.importing",
         "interpolate": "gambeson.app.lines",
         "list_": "gambeson.app.listing",
+        "report": "gambeson.app.reporting",
         "resume": "gambeson.app.training",
         "runs": "gambeson.app.listing",
         "train": "gambeson.app.training",

@@ -26,6 +26,7 @@ class TrainOptions:
         attack: Attacks of the final table on the test set, comma-separated.
         test_size: Attack at most that many test images in the final table.
         tensorboard: Write the metrics for TensorBoard too.
+        report: Write the page RUN/report.html at the end.
     """
 
     data: str = "digits"
@@ -43,6 +44,7 @@ class TrainOptions:
     attack: str = "clean,fgsm,pgd-50"
     test_size: int | None = None
     tensorboard: bool = False
+    report: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,6 +507,7 @@ class RiftOptions:
         run: Run directory to create, or to go on with; default RUN-rift-N.
         attack: Attacks of the final table on the test set, comma-separated.
         test_size: Attack at most that many test images in the final table.
+        report: Write the page RUN/report.html at the end.
     """
 
     config: str | None = None
@@ -528,6 +531,7 @@ class RiftOptions:
     run: str | None = None
     attack: str = "clean,pgd-10"
     test_size: int | None = None
+    report: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -567,3 +571,35 @@ class InterpolateOptions:
     device: str = "auto"
     out: str | None = None
     json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What the page shows besides the records of the runs, and where it goes.
+
+    Args:
+        out: Page to write (.html), with the same as .json beside it; default RUN/report.html.
+        examples: Test images to attack and show; 0 for none, which needs no data.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    out: str | None = None
+    examples: int = 8
+    data_dir: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions:
+    """Where the demonstration goes.
+
+    Args:
+        run: Folder to create for its two runs and the page; default runs/demo-N.
+        test_size: Test images that AutoAttack attacks.
+        device: auto, cpu, cuda, cuda:N or mps.
+    """
+
+    run: str | None = None
+    test_size: int = 64
+    device: str = "auto"

@@ -31,7 +31,7 @@ def regions(args: list[str]) -> int:
     words, rest = split_words(args, parser.flags)
     if words:
         raise UsageError(f"diagnose regions takes options only, got {' '.join(words)}")
-    values = {**parser.parse(rest), "seed": 0, "run": None, "tensorboard": False}
+    values = {**parser.parse(rest), "seed": 0, "run": None, "tensorboard": False, "report": False}
     options, training = options_of(RegionsOptions, values), options_of(TrainOptions, values)
     seeds = parse_seeds(options.seeds)
     check_attacks(training.attack, training.test_size)
@@ -84,7 +84,7 @@ def regions_parser(data: str) -> Parser:
     parser.add(RegionsOptions)
     parser.add(Settings, skip={"seed"}, **presets.TRAINING.get(data, {}))
     given = {**presets.TRAINING.get(data, {}), "val_fraction": 0.0, "attack": "clean,pgd-20"}
-    parser.add(TrainOptions, skip={"run", "tensorboard"}, **given)
+    parser.add(TrainOptions, skip={"run", "tensorboard", "report"}, **given)
     return parser
 
 

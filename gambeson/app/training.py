@@ -14,6 +14,7 @@ from gambeson.app.measuring import check_attacks, measure, save_report
 from gambeson.app.options import ResumeOptions, TrainOptions
 from gambeson.app.parsing import Parser, UsageError, flags_of, options_of, parse_run, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.app.reporting import at_the_end
 from gambeson.app.tuning import go_on
 from gambeson.core.errors import UnhealthyError
 from gambeson.engine.settings import Settings
@@ -70,7 +71,8 @@ def train(args: list[str]) -> int:
     if arguments["eps"] is None:
         arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)
-    run = Run.create(folder, {"command": ["gambeson", "train", *args], "tensorboard": options.tensorboard, **call})
+    asked = {"tensorboard": options.tensorboard, "report": options.report}
+    run = Run.create(folder, {"command": ["gambeson", "train", *args], **asked, **call})
     show.training(run, trainer, data)
     return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
 
@@ -141,6 +143,8 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         save_report(run, report, {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"})
         reports.append((name, report))
     show.final(run, trainer, reports)
+    if run.call.get("report"):
+        at_the_end(run, run.call["data"]["dir"], str(trainer.device))
     return 0
 
 

@@ -14,6 +14,7 @@ from gambeson.app.measuring import attack_names, check_attacks, measure, save_re
 from gambeson.app.options import ImportOptions, RiftOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
 from gambeson.app.recipes import defaults_from, find_recipe, read_yaml, recipes_folder
+from gambeson.app.reporting import at_the_end
 from gambeson.core.errors import InputError, RunError, nearest, require_known
 from gambeson.engine.settings import Settings
 
@@ -226,6 +227,8 @@ def go_on(run: Run, data_dir: str | None = None, device: str = "auto", data: Spl
         return 128 + stopped.signum
     chosen = _interpolate(run, record, model, data, start, tuned, step)
     _evaluate(run, data, where, chosen)
+    if run.call.get("report"):
+        at_the_end(run, data_dir or run.call["data"]["dir"], device)
     return 0
 
 
@@ -257,7 +260,7 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
     from gambeson.finetuning.rift import needs_criticality
 
     name = build.existing_checkpoint(base, options.checkpoint)
-    kept = {"config", "weights", "run", "device", "data_dir", "threads", "attack", "test_size", "checkpoint"}
+    kept = {"config", "weights", "run", "device", "data_dir", "threads", "attack", "test_size", "report", "checkpoint"}
     told = {key: value for key, value in asdict(options).items() if key not in kept}
     tested = _split_of(base) == "test" or "test" in (
         options.select,
@@ -274,6 +277,7 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
         "threads": options.threads if options.threads is not None else base.call.get("threads"),
         "attack": options.attack,
         "test_size": options.test_size,
+        "report": options.report,
         "device": device,
         "finetune": {
             "name": how,

@@ -16,8 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-FAST = ("--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean,fgsm", "--device", "cpu")
+SMALL = ("--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean,fgsm", "--device", "cpu")
 """A run of two steps."""
+FAST = (*SMALL, "--no-report")
+"""The same without the page, which takes longer than the two steps."""
 
 COMMAND = (sys.executable, "-m", "gambeson")
 ENV = {**{k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}, "OMP_NUM_THREADS": "1"}

@@ -1,0 +1,133 @@
+"""`gambeson report`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gambeson.app.options import ReportOptions
+from gambeson.app.parsing import Parser, UsageError, options_of, split_words
+from gambeson.core.errors import GambesonError, InputError
+
+if TYPE_CHECKING:
+    from gambeson.engine.run import Run
+
+ENDING = ".html"
+LARGEST = 64
+"""Example images at most."""
+
+
+def report(args: list[str]) -> int:
+    """`gambeson report RUN [RUN...] [options]`."""
+    parser = Parser(
+        "gambeson report RUN [RUN...]",
+        "Write one self-contained page about a run, or about several side by side, and the same as JSON.",
+    )
+    parser.add(ReportOptions)
+    if "-h" in args or "--help" in args:
+        parser.parse(["--help"])
+    words, rest = split_words(args, parser.flags)
+    options = options_of(ReportOptions, parser.parse(rest))
+    if not words:
+        raise UsageError("report needs a run directory", hint="gambeson report runs/digits-n-lap-1")
+    if not 0 <= options.examples <= LARGEST:
+        raise InputError(f"--examples must be between 0 and {LARGEST}, got {options.examples}")
+    from gambeson.app import build
+
+    runs = [build.open_run(Path(word)) for word in dict.fromkeys(words)]
+    page, record = write(
+        runs,
+        Path(options.out) if options.out else None,
+        examples=options.examples,
+        data_dir=options.data_dir,
+        device=options.device,
+    )
+    print(page)
+    print(f"wrote {page} and {record}", file=sys.stderr)
+    return 0
+
+
+def at_the_end(run: Run, data_dir: str | None = None, device: str = "auto") -> None:
+    """Write the page of a run that has just ended, and say where it is, or why there is none."""
+    try:
+        page, _ = write([run], data_dir=data_dir, device=device)
+    except GambesonError as error:
+        print(f"no report: {error.message}", file=sys.stderr)
+    else:
+        print(f"report: {page}")
+
+
+def write(
+    runs: Sequence[Run],
+    out: Path | None = None,
+    *,
+    examples: int = 8,
+    data_dir: str | None = None,
+    device: str = "auto",
+) -> tuple[Path, Path]:
+    """Write the page of runs, and the JSON beside it.
+
+    Args:
+        runs: At least one.
+        out: The page; default `report.html` in the run, of several `report-NAME-NAME.html` beside the first.
+        examples: Test images to attack for the page, 0 for none.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: Where to attack.
+
+    Returns:
+        The two files.
+
+    Raises:
+        InputError: The page cannot be written.
+    """
+    import json
+
+    from gambeson.app import build
+    from gambeson.app.report.against import against, labels
+    from gambeson.app.report.examples import examples as attacked
+    from gambeson.app.report.page import data, html
+    from gambeson.app.report.records import read
+    from gambeson.app.report.summary import part
+
+    records = [read(run) for run in runs]
+    parts = []
+    for one in records:
+        more = []
+        if examples and one.checkpoint in one.steps:
+            build.use_threads(one.call)
+            try:
+                more.append(attacked(one, examples, data_dir, device))
+            except GambesonError as error:
+                one.problems.append(f"no examples: {error.message}")
+                print(f"no examples of {one.name}: {error.message}", file=sys.stderr)
+        parts.append(part(one, more))
+    names = labels(records)
+    shared = against(records) if len(records) > 1 else []
+    page = out or _default(runs)
+    record = page.with_suffix(".json")
+    if page.suffix.lower() != ".html":
+        raise InputError(f"the page {page} must end in .html", hint="such as --out report.html")
+    title = names[0] if len(names) == 1 else " against ".join(names)
+    try:
+        _replace(page, html(title, parts, shared, names, record.name))
+        _replace(record, json.dumps(data(parts, shared), indent=2, default=str) + "\n")
+    except OSError as error:
+        raise InputError(f"cannot write {page}: {error.strerror}", hint="name another file with --out") from None
+    return page, record
+
+
+def _default(runs: Sequence[Run]) -> Path:
+    first = runs[0].path
+    if len(runs) == 1:
+        return first / f"report{ENDING}"
+    stem = "-".join(["report", *[run.path.resolve().name for run in runs]])
+    return first.parent / (f"{stem}{ENDING}" if len(stem) < 100 else f"report-{len(runs)}-runs{ENDING}")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write so that the file is old or new and whole at every moment."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
