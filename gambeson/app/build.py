@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,20 +197,62 @@ def require_fit(task: Task, facts: Facts) -> None:
 
 
 def existing_checkpoint(run: Run, name: str) -> str:
-    """The checkpoint that is meant by `best`, `final` or `last`, or, of a fine-tuned run, `base` or `finetuned`.
+    """The checkpoint that is meant by `best`, `final`, `last` or `snapshot-STEP`, or, of a fine-tuned run, `base` or
+    `finetuned`.
 
     A run without validation has no `best`: its `final` is taken, and its `last` where it has not come to the end.
 
     Raises:
-        InputError: Another name; the hint lists what the run has.
+        InputError: Another name, or a snapshot that the run does not have; the hint lists what it has.
     """
-    known = ("best", "final", "last", *(("base", "finetuned") if "finetune" in run.call else ()))
-    if name not in known:
-        there = ", ".join(one for one in known if run.checkpoint(one).is_file())
-        raise InputError(f"unknown checkpoint {name!r}", hint=f"{run.path} has {there or 'none'}")
+    if name in run.snapshots():
+        return name
+    if name == SNAPSHOTS or name.startswith("snapshot-"):
+        raise _no_snapshot(run, name)
+    if name not in _known_checkpoints(run):
+        raise InputError(f"unknown checkpoint {name!r}", hint=f"{run.path} has {_what_there_is(run)}")
     if name == "best" and not run.checkpoint("best").is_file():
         return "final" if run.checkpoint("final").is_file() else "last"
     return name
+
+
+SNAPSHOTS = "snapshots"
+"""Stands for all snapshots of a run, where several checkpoints may be named."""
+
+
+def listed_checkpoints(run: Run, text: str, example: str) -> list[str]:
+    """The checkpoints that a comma-separated list names, each once; `snapshots` are all of the run, by step.
+
+    Raises:
+        InputError: The list names none (the hint is the `example`), or the run has no snapshots.
+    """
+    names: list[str] = []
+    for word in filter(None, map(str.strip, text.split(","))):
+        if word == SNAPSHOTS and not run.snapshots():
+            raise _no_snapshot(run, word)
+        names += run.snapshots() if word == SNAPSHOTS else [word]
+    if not names:
+        raise InputError("--checkpoint names no checkpoint", hint=f"such as {example}")
+    return list(dict.fromkeys(names))
+
+
+def _known_checkpoints(run: Run) -> tuple[str, ...]:
+    return ("best", "final", "last", *(("base", "finetuned") if "finetune" in run.call else ()))
+
+
+def _what_there_is(run: Run) -> str:
+    there = [name for name in _known_checkpoints(run) if run.checkpoint(name).is_file()]
+    return ", ".join([*there, *run.snapshots()]) or "none"
+
+
+def _no_snapshot(run: Run, name: str) -> InputError:
+    if not run.snapshots():
+        hint = f"it has {_what_there_is(run)}; `gambeson train ... --snapshots N` keeps some"
+        return InputError(f"{run.path} kept no snapshots", hint=hint)
+    if name == SNAPSHOTS:
+        said = f"one checkpoint is needed, and {SNAPSHOTS!r} are {len(run.snapshots())}"
+        return InputError(said, hint=f"{run.path} has {_what_there_is(run)}")
+    return InputError(f"{run.path} has no {name}", hint=f"it has {_what_there_is(run)}")
 
 
 def selected_on(call: dict[str, Any]) -> str | None:
@@ -258,7 +300,7 @@ def make_call(method_name: str, method_args: dict[str, Any], options: Any, setti
         },
         "model": {"name": options.model.replace("_", "-").lower(), "width": options.width},
         "ema": options.ema,
-        "settings": {**asdict(settings), "milestones": list(settings.milestones)},
+        "settings": settings.to_dict(),
         "selection": {"split": "val", "by": "val/pgd10_acc"},
         "threads": options.threads,
         "attack": options.attack,

@@ -164,8 +164,9 @@ def _current(run: Run) -> dict[str, dict[str, Any]]:
     A run that was evaluated, resumed and evaluated again keeps both; the first one measured other weights.
     """
     tests = {name: record for name, record in run.evaluations().items() if record["split"] == "test"}
-    files = {record["checkpoint"]: run.checkpoint(record["checkpoint"]) for record in tests.values()}
-    steps = {name: read_header(file)["step"] for name, file in files.items() if name in NAMES and file.is_file()}
+    names = {record["checkpoint"] for record in tests.values()}
+    files = {name: run.checkpoint(name) for name in names if name in NAMES or name.startswith("snapshot-")}
+    steps = {name: read_header(file)["step"] for name, file in files.items() if file.is_file()}
     return {name: record for name, record in tests.items() if record["step"] == steps.get(record["checkpoint"])}
 
 

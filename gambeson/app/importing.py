@@ -132,7 +132,7 @@ def import_weights(file: Path, options: ImportOptions, *, command: Sequence[str]
         "model": call["model"],
         "recipe": repr(build.recipe(call)),
         "task": asdict(foreign.task),
-        "settings": asdict(Settings()),
+        "settings": Settings().to_dict(),
         "step": 0,
         "best": None,
     }

@@ -36,9 +36,7 @@ def landscape(args: list[str]) -> int:
     run = build.open_run(path)
     build.use_threads(run.call)
     threat, where = build.recipe(run.call).threat, build.device(options.device)
-    checkpoints = list(dict.fromkeys(word.strip() for word in options.checkpoint.split(",") if word.strip()))
-    if not checkpoints:
-        raise InputError("--checkpoint names no checkpoint", hint="such as best, or best,final")
+    checkpoints = build.listed_checkpoints(run, options.checkpoint, "best, or best,final, or snapshots")
     words = [word for word in options.groups.split(",") if word.strip() != "input"]
     with_input = len(words) < len(options.groups.split(","))
     if with_input and options.dims == 1:

@@ -53,7 +53,7 @@ class EvaluateOptions:
 
     Args:
         attack: Attacks, comma-separated, such as clean,pgd-50-10,autoattack; see `gambeson list attacks`.
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         eps: Budget; default the run's.
         norm: Linf or L2; default the run's.
         split: test or val.
@@ -122,7 +122,7 @@ class DoctorOptions:
     """What to examine, and for which attacks.
 
     Args:
-        checkpoint: best (by validation), final, or last; of a run.
+        checkpoint: best (by validation), final, last, or snapshot-STEP; of a run.
         eps: Budget of the attacks to come, as 8/255 or 0.03; default the run's, or the data set's.
         norm: Linf or L2; default the run's, or Linf.
         split: test or val.
@@ -189,7 +189,7 @@ class CamOptions:
     """Which maps of a run to look at.
 
     Args:
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         split: test or val.
         images: Images in the picture, evenly over those measured.
         test_size: Measure at most that many images.
@@ -255,7 +255,7 @@ class CorruptionOptions:
         published: Read CIFAR-10-C, CIFAR-100-C or Tiny-ImageNet-C from the data folder instead of generating images.
         frost_textures: Folder with the published photographs of frost; without it textures are generated.
         test_size: At most that many test images.
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         seed: Seed of the generated corruptions.
         batch_size: Images at a time.
         data_dir: Folder with the data set's files, if it has moved.
@@ -292,7 +292,7 @@ class CriticalityOptions:
         strategy: cached, wavefront (all layers at once, for a GPU) or naive.
         argmin_only: Stop layers once they cannot be the least critical one.
         rel_step_size: Step of the PGD-10 that makes the images, as a multiple of eps; the release types 2/225, 0.2833.
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         seed: Seed of the attack's starts and of the mini-batches.
         memory: Gigabytes for values that are kept between passes.
         data_dir: Folder with the data set's files, if it has moved.
@@ -328,7 +328,7 @@ class EpsOptions:
         minimal: Measure minimal norms with DeepFool too: histogram, and their curve beside the attack's.
         split: test or val.
         test_size: At most that many images.
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         seed: Seed of the random starts.
         batch_size: Images at a time.
         data_dir: Folder with the data set's files, if it has moved.
@@ -362,7 +362,7 @@ class LandscapeOptions:
         dims: Random directions, 1 (curves) or 2 (maps).
         points: Points along a direction, odd.
         span: Largest coordinate; 1 moves every filter by its own norm. For input the unit is eps.
-        checkpoint: Checkpoints, a row each: best, final, last; a list.
+        checkpoint: Checkpoints, a row each: best, final, last, snapshot-STEP, snapshots (all of these); a list.
         split: test, val or train.
         size: At most that many images.
         budget: Images through the model that are not to be exceeded.
@@ -402,7 +402,7 @@ class MaskingOptions:
         norm: Linf or L2; default the run's.
         split: test or val.
         test_size: At most that many images.
-        checkpoint: best (by validation), final, or last; of the second run too.
+        checkpoint: best (by validation), final, last, or snapshot-STEP; of the second run too.
         seed: Seed of the random draws.
         batch_size: Images at a time.
         data_dir: Folder with the data set's files, if it has moved.
@@ -436,7 +436,7 @@ class ShortcutsOptions:
         shares: Percentages of the weights; a list.
         pooled: Rank the layers of a group together, instead of the same share of every layer.
         attack: Two attacks, of one step and of many.
-        checkpoint: best (by validation), final, or last.
+        checkpoint: best (by validation), final, last, or snapshot-STEP.
         split: test or val.
         size: At most that many images.
         seed: Seed of the random weights and of the attacks.
@@ -469,7 +469,8 @@ class SpectraOptions:
 
     Args:
         layers: Layers (conv1), former, middle, latter, five (single layers over the depth); a list; default all.
-        checkpoint: Checkpoints in the order of the training: best, final, last; a list.
+        checkpoint: Checkpoints in the order of the training: best, final, last, snapshot-STEP, snapshots (all of them);
+            a list.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
         json: Print JSON instead of a table.
     """
@@ -500,7 +501,7 @@ class RiftOptions:
             is taken, of equals the most robust one, then the smallest alpha.
         pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts (the paper: 3).
         rel_step_size: Step of PGD-10 as a multiple of eps; the release types 2/225, 0.2833.
-        checkpoint: Checkpoint to start from: best, final or last.
+        checkpoint: Checkpoint to start from: best, final, last or snapshot-STEP.
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         threads: Threads on the CPU; default those of the run.
@@ -548,8 +549,8 @@ class InterpolateOptions:
             among those, of equals the most robust one, then the smallest alpha.
         pgd_runs: Runs of PGD-10 at every alpha; the lowest accuracy counts.
         rel_step_size: Step of PGD-10 as a multiple of eps.
-        checkpoint: Checkpoint of both runs, or one for each, comma-separated: best, final or last; of a fine-tuned run
-            base or finetuned too.
+        checkpoint: Checkpoint of both runs, or one for each, comma-separated: best, final, last or snapshot-STEP; of a
+            fine-tuned run base or finetuned too.
         seed: Seed of the attack's starts.
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.

@@ -9,16 +9,12 @@ from typing import Any
 
 from gambeson.app.options import SpectraOptions
 from gambeson.app.parsing import name_of, parse_run
-from gambeson.core.errors import InputError
 
 
 def spectra(args: list[str]) -> int:
     """`gambeson diagnose spectra RUN [options]`."""
     description = "Measure the singular values of every layer's weight, and how far weights drift between checkpoints."
     path, options = parse_run("diagnose spectra", description, SpectraOptions, args)
-    checkpoints = list(dict.fromkeys(word.strip() for word in options.checkpoint.split(",") if word.strip()))
-    if not checkpoints:
-        raise InputError("--checkpoint names no checkpoint", hint="such as final, or best,final")
     import torch
 
     from gambeson.app import build, layered
@@ -31,6 +27,7 @@ def spectra(args: list[str]) -> int:
         require_picture(Path(options.out))
     run = build.open_run(path)
     build.use_threads(run.call)
+    checkpoints = build.listed_checkpoints(run, options.checkpoint, "final, or best,final, or snapshots")
     loaded = [build.load_model(run, name, torch.device("cpu")) for name in checkpoints]
     layers = None
     if options.layers is not None:

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "fill": "reflect",
 }
 """The release's settings where they differ from those of training."""
-UNUSED = {"on_overfitting", "probe_every", "val_every", "momentum_low"}
+UNUSED = {"on_overfitting", "probe_every", "val_every", "momentum_low", "snapshots"}
 
 
 def finetune(args: list[str]) -> int:
@@ -269,7 +269,7 @@ def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device:
     return {
         **{key: base.call[key] for key in ("method", "data", "model")},
         "ema": None,
-        "settings": {**asdict(settings), "milestones": list(settings.milestones)},
+        "settings": settings.to_dict(),
         "selection": {
             "split": "test" if tested else _split_of(base) or "val",
             "by": f"{options.select}/clean_acc, then alpha",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shlex
 import time
 import zipfile
@@ -28,7 +29,8 @@ class Run:
     ```
     run.json                     the call: method and its arguments, data, model, settings, versions
     metrics.jsonl                one JSON object per line, appended
-    checkpoints/                 last, best (by validation robust accuracy), final, healthy-STEP (for rollback)
+    checkpoints/                 last, best (by validation robust accuracy), final, snapshot-STEP (where --snapshots
+                                 asks for some), healthy-STEP (for rollback)
     evaluations/NAME.json, .npz  accuracies, and the outcome of every example
     ```
 
@@ -106,8 +108,14 @@ class Run:
         return self.path / "metrics.jsonl"
 
     def checkpoint(self, name: str) -> Path:
-        """The file of the checkpoint called `last`, `best`, `final` or `healthy-STEP`."""
+        """The file of the checkpoint called `last`, `best`, `final`, `snapshot-STEP` or `healthy-STEP`."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    def snapshots(self) -> dict[str, int]:
+        """The names of the snapshots that are there, with their steps, in the order of these."""
+        names = [file.stem for file in (self.path / "checkpoints").glob("snapshot-*.safetensors")]
+        steps = [int(name[9:]) for name in names if re.fullmatch("snapshot-(0|[1-9][0-9]*)", name)]
+        return {f"snapshot-{step}": step for step in sorted(steps)}
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to the metrics."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 from gambeson.core.errors import InputError, require_known
 from gambeson.engine.optim import Schedule, learning_rate
@@ -39,6 +39,8 @@ class Settings:
             single-step methods, off for others.
         on_overfitting: What follows a collapse: `warn`, `stop`, or `rollback` (return to the last healthy weights, go
             on with the next batches, stop after three).
+        snapshots: Light checkpoints to keep, evenly over the epochs; with any, under the sentinel, also the weights of
+            the last healthy look before the first collapse and of the first collapsed one.
     """
 
     epochs: int = 30
@@ -61,6 +63,7 @@ class Settings:
     checkpoint_every: int = 1000
     probe_every: int | None = None
     on_overfitting: OnOverfitting = "warn"
+    snapshots: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "val_every", "log_every", "checkpoint_every"):
@@ -78,6 +81,25 @@ class Settings:
             below = 1.0 if name.startswith("momentum") else math.inf
             if not 0 <= value < below:
                 raise InputError(f"{name} must lie in [0, {below:g}), got {value:g}")
+        if not 0 <= self.snapshots <= self.epochs:
+            raise InputError(f"snapshots are kept at ends of epochs: 0 to {self.epochs} of them, got {self.snapshots}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
         learning_rate(self.schedule, 0, 1, self.lr)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings for a record and for a checkpoint's identity, as JSON says them.
+
+        A field that came later is left out where it has its default, as in records and checkpoints older than it.
+
+        Examples:
+            >>> "snapshots" in Settings().to_dict(), Settings(snapshots=2).to_dict()["snapshots"]
+            (False, 2)
+        """
+        usual = {field.name: field.default for field in fields(self) if field.name in LATER}
+        found = {**asdict(self), "milestones": list(self.milestones)}
+        return {name: value for name, value in found.items() if name not in usual or value != usual[name]}
+
+
+LATER = ("snapshots",)
+"""Fields that older records and checkpoints do not have."""

@@ -34,6 +34,7 @@ from gambeson.engine.precision import Bfloat16Forward
 from gambeson.engine.run import Run
 from gambeson.engine.sentinel import Sentinel
 from gambeson.engine.settings import Settings
+from gambeson.engine.snapshots import Snapshots
 from gambeson.engine.step import robust_step
 from gambeson.evaluation.evaluate import evaluate
 from gambeson.methods.recipe import Recipe
@@ -116,6 +117,7 @@ class Trainer:
         self.rollbacks = 0
         self.healthy: int | None = None  # step of the last healthy look, whose state a rollback returns to
         self.sentinel, self.probe_every = self._sentinel()
+        self.snapshots = Snapshots(settings.snapshots, settings.epochs, self.steps_per_epoch)
         # Sums since the last line of metrics, and the first step with a loss that is not finite: on the device, no sync
         # per step.
         self.sums = torch.zeros(3, device=self.device)
@@ -130,7 +132,7 @@ class Trainer:
         """Train to the end, from wherever the state is.
 
         Args:
-            run: Receives metrics and checkpoints `last`, `best` and `final`.
+            run: Receives metrics and checkpoints `last`, `best` and `final`, and the snapshots of the settings.
             listen: Called with every line of metrics, and with `{"step": ...}` after each step.
 
         Raises:
@@ -153,6 +155,8 @@ class Trainer:
                 epoch_done = self.step % self.steps_per_epoch == 0
                 if self.step % self.settings.log_every == 0 or epoch_done:
                     self._log(run, report)
+                if self.snapshots.due(self.step):  # before a rollback
+                    self._snapshot(run)
                 if self.probe_every and self.step % self.probe_every == 0:
                     self._probe(run, report)
                 if epoch_done:
@@ -180,6 +184,7 @@ class Trainer:
             "rollbacks": self.rollbacks,
             "healthy": self.healthy,
             "sentinel": self.sentinel.state_dict() if self.sentinel else None,
+            "snapshots": self.snapshots.state_dict(),
         }
         return tensors, header
 
@@ -194,6 +199,7 @@ class Trainer:
             for file in run.checkpoint("healthy").parent.glob("healthy-*.safetensors"):
                 if file != run.checkpoint(f"healthy-{self.healthy}"):
                     file.unlink()
+            self.snapshots.prune(run, self.step)
 
     def save_weights(self, run: Run, name: str) -> None:
         """Write the weights for use: the average where the recipe has one."""
@@ -220,6 +226,9 @@ class Trainer:
         self.sums = tensors["trainer/sums"].to(self.device)
         if self.sentinel:
             self.sentinel.load_state_dict(header["sentinel"])
+        if self.settings.snapshots:
+            self.snapshots.load_state_dict(header["snapshots"])
+        self.snapshots.prune(run, self.step)
         run.trim(self.step if self.step else -1)  # the first look of the sentinel comes after the first checkpoint
 
     def _identity(self) -> dict[str, Any]:
@@ -227,8 +236,12 @@ class Trainer:
             **self.description,
             "recipe": repr(self.recipe),
             "task": asdict(self.task),
-            "settings": asdict(self.settings),
+            "settings": self.settings.to_dict(),
         }
+
+    def _snapshot(self, run: Run) -> None:
+        self._check_finite(run)
+        self.save_weights(run, f"snapshot-{self.step}")
 
     def _restore(self, tensors: dict[str, Tensor], run: Run) -> None:
         load_weights(self.model, section(tensors, "model"), run.path)
@@ -354,6 +367,8 @@ class Trainer:
         if look.collapsed:
             row["event"] = "catastrophic overfitting"
         self._emit(run, report, row)
+        if self.snapshots.watch(self.step, look.collapsed):
+            self._snapshot(run)
         policy = self.settings.on_overfitting
         if not look.collapsed:
             if policy == "rollback":
@@ -368,6 +383,7 @@ class Trainer:
             " probe batch"
         )
         if policy == "stop" or self.rollbacks == ROLLBACKS:
+            self.snapshots.prune(run, self.step)
             raise DivergenceError(
                 said + (f", after {ROLLBACKS} rollbacks" if policy == "rollback" else ""),
                 hint="try n-lap or n-fgsm, a larger beta, or a smaller eps"

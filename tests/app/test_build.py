@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,62 @@ def test_without_a_best_the_latest_is_taken(missing: list[str], taken: str, fini
         run.checkpoint(name).unlink()
 
     assert build.load_model(run, "best", torch.device("cpu"))[2] == taken
+
+
+def with_snapshots(run: Run, *steps: int) -> Run:
+    """The run, as if it had kept its last weights at these steps."""
+    for step in steps:
+        shutil.copy(run.checkpoint("final"), run.checkpoint(f"snapshot-{step}"))
+    return run
+
+
+def test_a_snapshot_is_a_checkpoint_for_use(finished: Callable[[str], Path]) -> None:
+    run = with_snapshots(Run.open(finished("r")), 2)
+    model, _, name, step = build.load_model(run, "snapshot-2", torch.device("cpu"))
+
+    assert (name, step) == ("snapshot-2", 2)
+    weights = tensors_of(run.checkpoint("snapshot-2"))
+    assert all(torch.equal(t, weights[f"model/{key}"]) for key, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kept", "name", "said", "hint"),
+    [
+        ((), "snapshot-3", "r kept no snapshots", "it has best, final, last; `gambeson train ... --snapshots N` keeps"),
+        ((), "snapshots", "r kept no snapshots", "it has best, final, last; "),
+        ((2, 10), "snapshot-3", "r has no snapshot-3", "it has best, final, last, snapshot-2, snapshot-10"),
+        (
+            (2, 10),
+            "snapshots",
+            "one checkpoint is needed, and 'snapshots' are 2",
+            "r has best, final, last, snapshot-2",
+        ),
+        ((2, 10), "newest", "unknown checkpoint 'newest'", "r has best, final, last, snapshot-2, snapshot-10"),
+    ],
+)
+def test_a_snapshot_that_is_not_there(
+    kept: tuple[int, ...], name: str, said: str, hint: str, finished: Callable[[str], Path]
+) -> None:
+    run = with_snapshots(Run.open(finished("r")), *kept)
+    with pytest.raises(InputError) as error:
+        build.existing_checkpoint(run, name)
+    assert error.value.message == said
+    assert str(error.value.hint).startswith(hint)
+
+
+def test_a_list_of_checkpoints_may_say_all_snapshots(finished: Callable[[str], Path]) -> None:
+    run = with_snapshots(Run.open(finished("r")), 10, 2)
+
+    assert build.listed_checkpoints(run, "snapshots", "") == ["snapshot-2", "snapshot-10"]
+    assert build.listed_checkpoints(run, " best, snapshots,,snapshot-2,final", "") == [
+        "best",
+        "snapshot-2",
+        "snapshot-10",
+        "final",
+    ]
+    with pytest.raises(InputError, match="names no checkpoint") as error:
+        build.listed_checkpoints(run, " ,", "final")
+    assert error.value.hint == "such as final"
 
 
 @pytest.mark.parametrize(("key", "value"), [("method", "trades"), ("model", {"name": "small-cnn", "width": 3})])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +58,16 @@ def test_the_record_is_what_the_library_measures(cli: Cli, finished: Finished) -
         assert min(picture.size) > 300
 
 
+def test_all_snapshots_are_rows(cli: Cli, finished: Finished) -> None:
+    run = finished("r")
+    for step in (10, 9):
+        shutil.copy(run / "checkpoints/final.safetensors", run / f"checkpoints/snapshot-{step}.safetensors")
+    words = ("--groups", "former", "--dims", "1", "--checkpoint", "snapshots,final", "--json", "--out", "l.svg")
+    record = json.loads(cli("diagnose", "landscape", "r", *SMALL, *words).out)
+
+    assert [name.split()[0] for name in record["landscapes"]] == ["snapshot-9", "snapshot-10", "final"]
+
+
 def test_curves_in_json(cli: Cli, finished: Finished) -> None:
     run = finished("r")
     before = fingerprint(run)
@@ -85,6 +96,8 @@ def test_curves_in_json(cli: Cli, finished: Finished) -> None:
         (("r", "--batch-size", "0"), 1, ("--batch-size must be at least 1, got 0",)),
         (("r", "--budget", "1000"), 1, ("images through the model, more than --budget 1,000", "fewer --points")),
         (("r", "--checkpoint", "newest"), 1, ("unknown checkpoint 'newest'",)),
+        (("r", "--checkpoint", "snapshots"), 1, ("r kept no snapshots", "--snapshots N")),
+        (("r", "--checkpoint", "best,snapshot-7"), 1, ("r kept no snapshots", "best, final, last")),
         (("r", "--checkpoint", ","), 1, ("--checkpoint names no checkpoint",)),
         (("r", "--split", "all"), 1, ("unknown split 'all'",)),
         (("r", "--out", "picture"), 1, ("the picture picture needs an ending",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,17 @@ def test_another_checkpoint(name: str, cli: Cli, finished: Finished) -> None:
 
     assert result.out.startswith(f"r, checkpoint {name} (step 2), digits test")
     assert Path(f"r/evaluations/{name}-test-clean-1.json").is_file()
+
+
+def test_a_snapshot_is_evaluated_and_compared(cli: Cli, finished: Finished) -> None:
+    run = finished("r")
+    shutil.copy(run / "checkpoints/final.safetensors", run / "checkpoints/snapshot-2.safetensors")
+    result = cli("evaluate", "r", "--checkpoint", "snapshot-2", "--attack", "fgsm", "--test-size", "50")
+    found = json.loads(cli("runs", "compare", "r", "r", "--json").out)["accuracy"]
+
+    assert result.out.startswith("r, checkpoint snapshot-2 (step 2), digits test")
+    assert found["snapshot-2 fgsm Linf 0.2"] == found["final fgsm Linf 0.2"]
+    assert_error(cli("evaluate", "r", "--checkpoint", "snapshot-9"), 1, "r has no snapshot-9", "last, snapshot-2")
 
 
 def test_other_data_with_the_same_classes(cli: Cli, finished: Finished) -> None:

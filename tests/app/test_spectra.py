@@ -48,6 +48,16 @@ def test_the_record_is_what_the_library_measures(cli: Cli, finished: Finished) -
         assert min(picture.size) > 300
 
 
+def test_all_snapshots_of_a_training_in_the_order_of_their_steps(cli: Cli) -> None:
+    words = ("--epochs", "3", "--train-size", "200", "--test-size", "20", "--attack", "clean", "--device", "cpu")
+    assert cli("train", "fgsm", *words, "--snapshots", "3", "--run", "r").code == 0
+    result = cli("diagnose", "spectra", "r", "--checkpoint", "snapshots", "--json", "--out", "s.svg")
+    record = json.loads(result.out)
+
+    assert record["checkpoints"] == ["snapshot-2 (step 2)", "snapshot-4 (step 4)", "snapshot-6 (step 6)"]
+    assert all(one["drift"] > 0 for one in record["layers"]["snapshot-6 (step 6)"])
+
+
 def test_json_of_some_layers_stands_alone(cli: Cli, finished: Finished) -> None:
     run = finished("r")
     before = fingerprint(run)
@@ -68,6 +78,8 @@ def test_json_of_some_layers_stands_alone(cli: Cli, finished: Finished) -> None:
         (("r", "--layer", "conv1"), 2, ("unknown option --layer", "--layers")),
         (("r", "--layers", "formr"), 1, ("no layer and no group 'formr'", "former")),
         (("r", "--checkpoint", "newest"), 1, ("unknown checkpoint 'newest'",)),
+        (("r", "--checkpoint", "snapshots"), 1, ("r kept no snapshots", "--snapshots N")),
+        (("r", "--checkpoint", "best,snapshot-7"), 1, ("r kept no snapshots", "best, final, last")),
         (("r", "--checkpoint", ","), 1, ("--checkpoint names no checkpoint",)),
         (("r", "--out", "picture"), 1, ("the picture picture needs an ending",)),
         (("none",), 1, ("none is not a run directory",)),

@@ -35,6 +35,20 @@ def test_a_seed_fits_the_generators() -> None:
             Settings(seed=seed)
 
 
+@pytest.mark.parametrize("count", [-1, 4])
+def test_there_are_at_most_as_many_snapshots_as_epochs(count: int) -> None:
+    Settings(epochs=3, snapshots=3)
+    with pytest.raises(InputError, match=rf"^snapshots are kept at ends of epochs: 0 to 3 of them, got {count}$"):
+        Settings(epochs=3, snapshots=count)
+
+
+def test_records_say_all_settings_but_later_ones_that_are_not_used() -> None:
+    plain = Settings(milestones=(0.2, 0.4)).to_dict()
+    assert set(plain) == {field.name for field in fields(Settings)} - {"snapshots"}
+    assert plain["milestones"] == [0.2, 0.4]
+    assert Settings(epochs=3, snapshots=1).to_dict() == {**Settings(epochs=3).to_dict(), "snapshots": 1}
+
+
 def test_an_unknown_schedule_is_refused() -> None:
     with pytest.raises(InputError, match="unknown schedule 'linear'"):
         Settings(schedule="linear")  # type: ignore[arg-type]
