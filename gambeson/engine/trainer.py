@@ -364,6 +364,7 @@ class Trainer:
             return
         look = self.sentinel.look(self.model, self.step)
         row: dict[str, Any] = {"probe/fgsm_acc": look.fgsm, "probe/pgd10_acc": look.pgd, "probe/gap": look.gap}
+        row |= {"probe/aae": look.aae, "probe/alignment": look.alignment}
         if look.collapsed:
             row["event"] = "catastrophic overfitting"
         self._emit(run, report, row)

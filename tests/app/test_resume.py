@@ -187,7 +187,7 @@ def test_a_line_of_metrics_that_was_cut_off_is_written_again(cli: Cli, reference
 @pytest.fixture
 def collapse_at_8(monkeypatch: pytest.MonkeyPatch) -> None:
     def pretend(self: Sentinel, model: torch.nn.Module, step: int) -> Probe:
-        return Probe(0.9, 0.5, collapsed=step == 8)
+        return Probe(0.9, 0.5, step == 8, aae=0.1, alignment=0.5)
 
     monkeypatch.setattr(Sentinel, "look", pretend)
 

@@ -51,7 +51,8 @@ def test_the_record_of_a_run(trained: Path) -> None:
 def test_the_metrics_of_a_run(trained: Path) -> None:
     probe, training, validation = rows_of(trained)
 
-    assert set(probe) == {"step", "epoch", "probe/fgsm_acc", "probe/pgd10_acc", "probe/gap"}
+    probed = ("fgsm_acc", "pgd10_acc", "gap", "aae", "alignment")
+    assert set(probe) == {"step", "epoch", *(f"probe/{name}" for name in probed)}
     assert set(training) == {"step", "epoch", "train/loss", "train/adv_acc", "train/lr"}
     assert set(validation) == {"step", "epoch", "val/clean_acc", "val/pgd10_acc"}
     assert [row["step"] for row in (probe, training, validation)] == [0, 2, 2]
@@ -184,7 +185,7 @@ def collapse(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def at(*steps: int) -> None:
         def pretend(self: Sentinel, model: torch.nn.Module, step: int) -> Probe:
-            return Probe(0.9, 0.0 if step in steps else 0.8, collapsed=step in steps)
+            return Probe(0.9, 0.0 if step in steps else 0.8, step in steps, aae=0.1, alignment=0.5)
 
         monkeypatch.setattr(Sentinel, "look", pretend)
 

@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.threat import Linf
+from gambeson.attacks.pgd import PGD, Uniform, fgsm
+from gambeson.core.streams import Streams
+from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
 from gambeson.data import load
 from gambeson.engine.run import Run
-from gambeson.engine.sentinel import Probe, Sentinel
+from gambeson.engine.sentinel import Probe, Sentinel, alignment
 from gambeson.engine.settings import Settings
 from gambeson.engine.trainer import Trainer
+from gambeson.evaluation.judging import judge, returned_images
 from gambeson.methods import METHODS
 from gambeson.models import create
 
@@ -41,6 +44,11 @@ def robust(u: Tensor) -> Tensor:
 def shortcut(u: Tensor) -> Tensor:
     """Right at 0 and after a whole step of eps, wrong half way: what catastrophic overfitting looks like."""
     return torch.cos(2 * math.pi * (u + 0.05))
+
+
+def wavy(u: Tensor) -> Tensor:
+    """As `shortcut`, but that a step of eps does not come back to the same loss, which rounding would compare."""
+    return torch.cos(2 * math.pi * 0.8 * (u + 0.05))
 
 
 def weak(u: Tensor) -> Tensor:
@@ -132,7 +140,51 @@ def test_looking_changes_nothing_and_is_reproducible(tiny_net: Net, tiny_batch: 
 
 
 def test_the_gap_is_fgsm_minus_pgd() -> None:
-    assert Probe(0.75, 0.5, False).gap == 0.25
+    assert Probe(0.75, 0.5, False, 0.0, 1.0).gap == 0.25
+
+
+@pytest.mark.parametrize("threat", [Linf(0.2), L2(1.0)])
+def test_the_accuracies_are_those_of_the_attacks_to_the_bit(threat: Threat, tiny_net: Net, tiny_batch: Images) -> None:
+    """The gradient at the images is computed once, for FGSM and for the alignment."""
+    net, batch = tiny_net(), tiny_batch(64)
+    with torch.no_grad():
+        batch = Batch(batch.x, net.eval()(batch.x).argmax(1), batch.index)  # right without attack
+    look = Sentinel(batch, threat, 3, 7).look(net, 3)
+    values = []
+    for attack in (fgsm(), PGD(steps=10, rel_step_size=0.25, start=Uniform(), freeze_fooled=True)):
+        x_adv, _ = returned_images(attack(net, batch, threat, Streams(7).at("sentinel", 3)), batch.x, threat)
+        values.append(judge(net, x_adv, batch.y, 3).float().mean().item())
+    assert (look.fgsm, look.pgd) == tuple(values)
+    assert 0 < look.pgd < 1
+
+
+@pytest.mark.parametrize("step", [0, 50])
+@pytest.mark.parametrize("margin", [robust, wavy, weak])
+def test_the_symptoms_of_a_model_of_one_pixel(margin: Callable[[Tensor], Tensor], step: int) -> None:
+    """Only the first pixel has a gradient: all can be computed by hand from where it starts."""
+    start = Linf(EPS).sample(PROBE.x, Streams(0).at("sentinel/symptoms", step))[:, 0, 0, 0] / EPS
+
+    def loss(u: Tensor) -> Tensor:
+        return torch.nn.functional.softplus(-2 * margin(u))
+
+    def rises(u: Tensor) -> Tensor:
+        return (loss(u + 1e-3) - loss(u - 1e-3)).sign()
+
+    after = loss((start + rises(start)).clamp(-1, 1))
+    wanted = (after < loss(start)).float().mean().item()
+    look = sentinel().look(Answers(margin), step)
+    assert look.aae == pytest.approx(wanted)
+    assert look.alignment == pytest.approx((rises(torch.zeros(20)) * rises(start)).mean().item(), abs=1e-6)
+    assert (wanted > 0.2) == (margin is wavy)
+
+
+def test_alignment_is_the_mean_cosine_of_what_has_a_direction() -> None:
+    first = torch.tensor([[3.0, 4.0], [1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [math.nan, 1.0]]).view(5, 1, 1, 2)
+    second = torch.tensor([[4.0, 3.0], [0.0, 2.0], [-5.0, -5.0], [1.0, 0.0], [1.0, 1.0]]).view(5, 1, 1, 2)
+    assert alignment(first, second) == pytest.approx((0.96 + 0 - 1) / 3, abs=1e-6)
+    assert alignment(1e-30 * first, second) == pytest.approx((0.96 + 0 - 1) / 3, abs=1e-6)  # their squares are zero
+    assert alignment(first[3:], second[3:]) is None
+    assert alignment(first, torch.zeros_like(first)) is None
 
 
 @pytest.mark.parametrize(
@@ -152,3 +204,4 @@ def test_real_digits(name: str, eps: float, arguments: dict[str, float], collaps
     assert [row["step"] for row in looks] == [0, 66, 132]
     assert ("event" in looks[-1]) == collapsed
     assert collapsed == (looks[-1]["probe/gap"] > 0.3)
+    assert all(0 <= row["probe/aae"] <= 1 and 0 < row["probe/alignment"] <= 1 for row in looks)

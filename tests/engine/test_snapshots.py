@@ -62,7 +62,7 @@ def collapsed(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     steps = {6}
 
     def look(self: Sentinel, model: nn.Module, step: int) -> Probe:
-        return Probe(0.9, 0.1, True) if step in steps else Probe(0.5, 0.5, False)
+        return Probe(0.9, 0.1, True, 0.4, 0.1) if step in steps else Probe(0.5, 0.5, False, 0.0, 0.9)
 
     monkeypatch.setattr(Sentinel, "look", look)
     return steps

@@ -72,6 +72,9 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(t, b[name]) for name, t in a.items())
 
 
+PROBED = ("fgsm_acc", "pgd10_acc", "gap", "aae", "alignment")
+
+
 def test_a_training_writes_its_metrics_and_checkpoints(make: Make, snapshot: Snapshot) -> None:
     trainer, run = make(probe_every=4)
     heard: list[dict[str, Any]] = []
@@ -88,7 +91,7 @@ def test_a_training_writes_its_metrics_and_checkpoints(make: Make, snapshot: Sna
     assert all(set(row) == common | {"val/clean_acc", "val/pgd10_acc"} for row in val)
     probes = [row for row in rows if "probe/gap" in row]
     assert [row["step"] for row in probes] == [0, 4, 8]
-    assert all(set(row) == common | {"probe/fgsm_acc", "probe/pgd10_acc", "probe/gap"} for row in probes)
+    assert all(set(row) == common | {f"probe/{n}" for n in PROBED} for row in probes)
     assert len(rows) == len(train) + len(val) + len(probes)
     assert sorted(os.listdir(run.path / "checkpoints")) == [f"{n}.safetensors" for n in ("best", "final", "last")]
     assert equal(weights(run, "final"), snapshot(trainer.model))
@@ -307,7 +310,7 @@ def collapse_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bo
 
     def install(collapsed: Callable[[int], bool]) -> None:
         def look(self: Sentinel, model: nn.Module, step: int) -> Probe:
-            return Probe(0.9, 0.1, True) if collapsed(step) else Probe(0.5, 0.5, False)
+            return Probe(0.9, 0.1, True, 0.4, 0.1) if collapsed(step) else Probe(0.5, 0.5, False, 0.0, 0.9)
 
         monkeypatch.setattr(Sentinel, "look", look)
 

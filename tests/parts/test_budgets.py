@@ -615,7 +615,8 @@ def test_a_rollback_to_weights_from_before_the_first_maps_goes_on(
 
     def look(self: Sentinel, model: nn.Module, step: int) -> Probe:
         looks.append(step)
-        return Probe(0.9, 0.1, True) if looks.count(4) == 1 and step == 4 else Probe(0.5, 0.5, False)
+        collapsed = looks.count(4) == 1 and step == 4
+        return Probe(0.9, 0.1, True, 0.4, 0.1) if collapsed else Probe(0.5, 0.5, False, 0.0, 0.9)
 
     monkeypatch.setattr(Sentinel, "look", look)
     recipe = part(EPS, LOW, steps=1, warmup=1, assign=assign)
