@@ -258,7 +258,7 @@ MANY = 200
 
 def _long(head: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
     """A long table, in the form of `print_table`."""
-    titles = [list(line) for line in zip_longest(*[title.split("\n") for title in head], fillvalue="")]
+    titles = [list(line) for line in zip_longest(*[title.split("\n")[::-1] for title in head], fillvalue="")][::-1]
     widths = [max(map(len, column)) for column in zip(*titles, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

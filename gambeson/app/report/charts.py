@@ -108,7 +108,7 @@ def line_chart(
                 marker=MARKERS[style] if few else "",
                 markersize=4,
                 linewidth=1.6,
-                label=line.label,
+                label=_short(line.label, 40),
             )
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
@@ -134,7 +134,7 @@ def line_chart(
             turned = len(ticks) > 4
             axes.set_xticks(
                 range(0, len(ticks), step),
-                list(ticks)[::step],
+                [_short(name, 22) for name in ticks[::step]],
                 rotation=60 if turned else 0,
                 ha="right" if turned else "center",
                 rotation_mode="anchor",
@@ -145,7 +145,7 @@ def line_chart(
             axes.legend(
                 loc="lower center",
                 bbox_to_anchor=(0.5, 1.0),
-                ncols=min(2 if any(len(line.label) > 16 for line in lines) else 3, len(lines)),
+                ncols=min(_columns(lines), len(lines)),
                 frameon=False,
                 fontsize=9,
                 labelcolor=INK,
@@ -300,8 +300,16 @@ def _svg(figure: Figure) -> str:
     return re.sub(r"\n\s*", "\n", text)
 
 
-def _short(label: str) -> str:
-    return label if len(label) <= 26 else label[:12] + "…" + label[-13:]
+def _short(label: str, most: int = 26) -> str:
+    """A label that leaves room for the chart: its middle gives way."""
+    half = (most - 1) // 2
+    return label if len(label) <= most else f"{label[:half]}…{label[-half:]}"
+
+
+def _columns(lines: Sequence[Line]) -> int:
+    """Columns of a legend that fit beside one another."""
+    longest = max(len(line.label) for line in lines)
+    return 3 if longest <= 16 else 2 if longest <= 26 else 1
 
 
 def _number(value: float) -> str:

@@ -103,7 +103,7 @@ def overlaid(runs: Sequence[Records], names: Sequence[str]) -> list[Block]:
         lines = []
         for number, records in enumerate(runs):
             for place, (key, label) in enumerate(metrics.items()):
-                points = [(row["epoch"], 100 * row[key]) for row in records.rows if key in row]
+                points = [(row["epoch"], 100 * row[key]) for row in records.rows if row.get(key) is not None]
                 points = [point for point in points if point[1] == point[1]]
                 if points:
                     name = f"{names[number]}, {label}" if several else label
