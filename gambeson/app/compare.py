@@ -142,11 +142,13 @@ def _tuning_state(run: Run) -> str:
 def _scores(run: Run) -> dict[str, float | None]:
     best = (read_header(run.checkpoint("best"))["best"] or {}) if run.checkpoint("best").is_file() else {}
     name = "best" if best else "final"
-    tests = [e for e in _current(run).values() if e["data"] == run.call["data"]["name"] and e["checkpoint"] == name]
+    tests = [
+        e
+        for e in current_evaluations(run).values()
+        if e["data"] == run.call["data"]["name"] and e["checkpoint"] == name
+    ]
     clean = max(tests, key=lambda e: e["n"], default=None)
-    args = run.call["method"].get("args", {})
-    own = [e for e in tests if args.get("eps") in (None, e["eps"]) and args.get("norm", "Linf") == e["norm"]]
-    attacked = [e for e in own if len(e["accuracy"]) > 1]
+    attacked = [e for e in tests if is_own(run, e) and len(e["accuracy"]) > 1]
     most = max((e["n"] for e in attacked), default=0)
     worst = min((e["worst"]["value"] for e in attacked if e["n"] == most), default=None)
     values = (
@@ -158,7 +160,7 @@ def _scores(run: Run) -> dict[str, float | None]:
     return dict(zip(SCORES, values, strict=True))
 
 
-def _current(run: Run) -> dict[str, dict[str, Any]]:
+def current_evaluations(run: Run) -> dict[str, dict[str, Any]]:
     """The evaluations on test sets that speak of the weights that the run has now.
 
     A run that was evaluated, resumed and evaluated again keeps both; the first one measured other weights.
@@ -176,6 +178,13 @@ def _with_main(outcomes: dict[str, dict[str, Any]], checkpoint: str) -> dict[str
     return {**outcomes, **{f"main{key.removeprefix(checkpoint)}": row for key, row in own.items()}}
 
 
+def is_own(run: Run, record: dict[str, Any]) -> bool:
+    """Whether an evaluation is of the run's own data and budget."""
+    args = run.call["method"].get("args", {})
+    budget = args.get("eps") in (None, record["eps"]) and args.get("norm", "Linf") == record["norm"]
+    return bool(budget and record["data"] == run.call["data"]["name"])
+
+
 def _settings(call: dict[str, Any]) -> dict[str, Any]:
     """What runs may differ in, their names and the measurements of their final tables aside."""
     found = {key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "versions")}
@@ -188,7 +197,7 @@ def _settings(call: dict[str, Any]) -> dict[str, Any]:
 def _outcomes(run: Run) -> dict[str, dict[str, Any]]:
     """Outcomes per checkpoint, attack and budget: of the most examples, and then the newest."""
     found: dict[str, dict[str, Any]] = {}
-    for name, record in _current(run).items():
+    for name, record in current_evaluations(run).items():
         arrays = run.outcomes(name)
         for attack, accuracy in record["accuracy"].items():
             budget = "" if attack == "clean" else f" {record['norm']} {record['eps']:.4g}"

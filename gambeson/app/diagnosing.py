@@ -13,6 +13,7 @@ from gambeson.app.eps_curve import eps
 from gambeson.app.landscapes import landscape
 from gambeson.app.masked import masking
 from gambeson.app.options import CamOptions
+from gambeson.app.overfit import overfitting
 from gambeson.app.parsing import UsageError, parse_run, require_positive
 from gambeson.app.regional import regions
 from gambeson.app.shortcuts import shortcuts
@@ -29,7 +30,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|eps|landscape|masking|regions|shortcuts|spectra [options]`."""
+    """`gambeson diagnose cam|criticality|eps|landscape|masking|overfitting|regions|shortcuts|spectra [options]`."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -139,6 +140,7 @@ TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "eps": (eps, "accuracy against the budget, and how far images must be moved (DeepFool)"),
     "landscape": (landscape, "the loss around the weights of single layers and of groups, in random directions"),
     "masking": (masking, "do gradient attacks measure the model, or are its gradients masked? PASS, WARN or FAIL"),
+    "overfitting": (overfitting, "when did the training collapse, and what is left at the end of its best robustness?"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
     "shortcuts": (shortcuts, "is robustness to one step a shortcut? accuracy without some of the weights"),
     "spectra": (spectra, "singular values of every layer's weight, and how far weights drift between checkpoints"),

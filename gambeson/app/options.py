@@ -482,6 +482,19 @@ class SpectraOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OverfittingOptions:
+    """Where the history of a training goes.
+
+    Args:
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default RUN/diagnosis/overfitting.png.
+        json: Print JSON instead of tables.
+    """
+
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RiftOptions:
     """What to fine-tune, where it is selected, and where the result goes.
 

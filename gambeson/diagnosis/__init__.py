@@ -7,6 +7,8 @@ from gambeson.core.lazy import lazy_exports
 if TYPE_CHECKING:
     from gambeson.diagnosis.cam import CamDiagnosis, diagnose_cam
     from gambeson.diagnosis.cam_picture import draw_cam
+    from gambeson.diagnosis.class_gaps import ClassGaps, class_gaps
+    from gambeson.diagnosis.collapse import Collapse, Detection, Look
     from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
     from gambeson.diagnosis.criticality_picture import draw_criticality
     from gambeson.diagnosis.curve_picture import draw_curve
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.masking import Masking, diagnose_masking
     from gambeson.diagnosis.masking_checks import Evidence
     from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality
+    from gambeson.diagnosis.overfitting import Overfitting, diagnose_overfitting
+    from gambeson.diagnosis.overfitting_picture import draw_overfitting
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.shortcuts import Removal, Shortcuts, find_shortcuts
@@ -29,10 +33,15 @@ __all__ = [
     "PUBLISHED",
     "SETUPS",
     "CamDiagnosis",
+    "ClassGaps",
+    "Collapse",
     "Criticality",
+    "Detection",
     "Evidence",
     "Landscape",
+    "Look",
     "Masking",
+    "Overfitting",
     "Regions",
     "Removal",
     "Shortcuts",
@@ -40,13 +49,16 @@ __all__ = [
     "Spread",
     "adversarial_set",
     "attacked_images",
+    "class_gaps",
     "diagnose_cam",
     "diagnose_masking",
+    "diagnose_overfitting",
     "difference",
     "draw_cam",
     "draw_criticality",
     "draw_curve",
     "draw_landscapes",
+    "draw_overfitting",
     "draw_regions",
     "draw_shortcuts",
     "draw_spectra",
@@ -67,10 +79,15 @@ __getattr__ = lazy_exports(
         "PUBLISHED": "gambeson.diagnosis.regions",
         "SETUPS": "gambeson.diagnosis.regions",
         "CamDiagnosis": "gambeson.diagnosis.cam",
+        "ClassGaps": "gambeson.diagnosis.class_gaps",
+        "Collapse": "gambeson.diagnosis.collapse",
         "Criticality": "gambeson.diagnosis.mrc",
+        "Detection": "gambeson.diagnosis.collapse",
         "Evidence": "gambeson.diagnosis.masking_checks",
         "Landscape": "gambeson.diagnosis.landscape",
+        "Look": "gambeson.diagnosis.collapse",
         "Masking": "gambeson.diagnosis.masking",
+        "Overfitting": "gambeson.diagnosis.overfitting",
         "Regions": "gambeson.diagnosis.regions",
         "Removal": "gambeson.diagnosis.shortcuts",
         "Shortcuts": "gambeson.diagnosis.shortcuts",
@@ -78,13 +95,16 @@ __getattr__ = lazy_exports(
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
         "attacked_images": "gambeson.diagnosis.landscape",
+        "class_gaps": "gambeson.diagnosis.class_gaps",
         "diagnose_cam": "gambeson.diagnosis.cam",
         "diagnose_masking": "gambeson.diagnosis.masking",
+        "diagnose_overfitting": "gambeson.diagnosis.overfitting",
         "difference": "gambeson.diagnosis.spread",
         "draw_cam": "gambeson.diagnosis.cam_picture",
         "draw_criticality": "gambeson.diagnosis.criticality_picture",
         "draw_curve": "gambeson.diagnosis.curve_picture",
         "draw_landscapes": "gambeson.diagnosis.landscape_picture",
+        "draw_overfitting": "gambeson.diagnosis.overfitting_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
         "draw_shortcuts": "gambeson.diagnosis.shortcuts_picture",
         "draw_spectra": "gambeson.diagnosis.spectra_picture",
