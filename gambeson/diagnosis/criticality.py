@@ -20,7 +20,8 @@ from gambeson.data.loader import to_unit
 from gambeson.diagnosis.criticality_store import Store
 from gambeson.diagnosis.layer_search import Ascent, Problem, climb
 from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality, Strategy
-from gambeson.diagnosis.suffix import Cut, Frontiers, Graph, PrefixCache, critical_layers
+from gambeson.diagnosis.prefixes import Frontiers, PrefixCache
+from gambeson.diagnosis.suffix import Cut, Graph, critical_layers
 from gambeson.evaluation.examples import check_examples
 
 
@@ -163,7 +164,7 @@ def _one_by_one(
     model, x, reason = problem.model, problem.x, None
     layers = critical_layers(model, names)
     first = problem.first_gradients(names) if strategy != "naive" else {}
-    order, cache, cuts = list(names), None, {name: Cut(name, (), model) for name in names}
+    order, cache, cuts = list(names), None, {name: Cut((name,), (), model) for name in names}
     if strategy == "cached":
         graph = Graph(model, x[:2])
         reason = graph.reason

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from gambeson.core.losses import ce
 from gambeson.core.streams import Streams
 from gambeson.diagnosis.mrc import MRC, LayerCriticality
-from gambeson.diagnosis.suffix import Cut, Frontiers, critical_layers
+from gambeson.diagnosis.prefixes import Frontiers
+from gambeson.diagnosis.suffix import Cut, critical_layers
 
 
 class Problem:

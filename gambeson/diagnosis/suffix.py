@@ -1,9 +1,10 @@
-"""A model as a graph, cut at a layer: what depends on the layer's weight is run again, everything else is kept."""
+"""A model as a graph, cut at layers: what depends on their weights is run again, everything else is kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -47,26 +48,36 @@ def critical_layers(model: nn.Module, names: Sequence[str] | None = None) -> dic
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A model cut at a layer.
+    """A model cut at a layer, or at several.
 
     Attributes:
-        layer: Name of the layer.
+        layers: Names of the layers.
         frontier: Names of the nodes that the suffix starts from; empty where the suffix starts from the images.
-        suffix: Maps the frontier's values to logits; the layer's weight is given apart.
+        suffix: Maps the frontier's values to logits. It has the model's own parameters, not copies.
     """
 
-    layer: str
+    layers: tuple[str, ...]
     frontier: tuple[str, ...]
     suffix: nn.Module
 
     def logits(self, weight: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """The logits `(N, K)` with another weight in the layer.
+        """The logits `(N, K)` with another weight in the one layer of the cut.
 
         Args:
             weight: Of the shape of the layer's own; may require a gradient.
             inputs: The frontier's values for N images, or the images alone where the frontier is empty.
         """
-        logits: Tensor = functional_call(self.suffix, {f"{self.layer}.weight": weight}, tuple(inputs))
+        (layer,) = self.layers
+        logits: Tensor = functional_call(self.suffix, {f"{layer}.weight": weight}, tuple(inputs))
+        return logits
+
+    def run(self, inputs: Sequence[Tensor]) -> Tensor:
+        """The logits `(N, K)` with the weights that the model has now, such as inside `parameters.applied`.
+
+        Args:
+            inputs: As for `logits`.
+        """
+        logits: Tensor = self.suffix(*inputs)
         return logits
 
 
@@ -76,7 +87,8 @@ class Graph:
     A layer splits the graph in two: nodes that depend on the layer's output, and nodes that do not. The values on the
     border, such as a block's input and its shortcut, are the frontier: with them the suffix can be run again with
     another weight, and nothing before it, nor a branch beside it, is computed twice. The same operations on the same
-    values give the same bits.
+    values give the same bits. A graph that does not compute what the model does (the model has hooks, random
+    numbers) is not used.
 
     Args:
         model: Maps images to logits. A model whose forward cannot be traced (it branches on values, say) is still cut,
@@ -101,37 +113,45 @@ class Graph:
         self.rank = {node: number for number, node in enumerate(self.graph.nodes)}
 
     def uses(self, layer: str) -> list[fx.Node]:
-        """The nodes that compute with the layer's weight: usually one call."""
-        weight = f"{layer}.weight"
-        return [
-            node
-            for node in self.graph.nodes
-            if (node.op == "call_module" and node.target == layer) or (node.op == "get_attr" and node.target == weight)
-        ]
+        """The nodes that compute with the layer's weight, under whatever name: usually one call.
+
+        A layer is named with or without `.weight`; one inside a module that is not traced (torch's MultiheadAttention)
+        is used where that module is called.
+        """
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        weight = own[layer if layer in own else f"{layer}.weight"]
+        return [node for node in self.graph.nodes if any(p is weight for p in self._parameters(node))]
+
+    def _parameters(self, node: fx.Node) -> list[Any]:
+        """What a node computes with, apart from its inputs."""
+        if node.op == "call_module":
+            return list(self.model.get_submodule(str(node.target)).parameters())
+        return [attrgetter(str(node.target))(self.model)] if node.op == "get_attr" else []
 
     def position(self, layer: str) -> int:
         """Where in the forward the layer comes first."""
         return min((self.rank[node] for node in self.uses(layer)), default=0)
 
-    def dependents(self, layer: str) -> set[fx.Node]:
-        """The nodes whose value changes with the layer's weight."""
-        found = set(self.uses(layer))
+    def dependents(self, *layers: str) -> set[fx.Node]:
+        """The nodes whose value changes with the layers' weights; none where one of the layers is not found."""
+        uses = [self.uses(layer) for layer in layers]
+        found = {node for nodes in uses for node in nodes} if all(uses) else set()
         for node in self.graph.nodes:
             if any(source in found for source in node.all_input_nodes):
                 found.add(node)
         return found
 
-    def cut(self, layer: str) -> Cut:
-        """The model cut at a layer, or before everything where that cannot be done."""
-        suffix = self.dependents(layer)
+    def cut(self, *layers: str) -> Cut:
+        """The model cut at layers, or before everything where that cannot be done."""
+        suffix = self.dependents(*layers)
         if not suffix:  # not traced, or traced without a use
-            return Cut(layer, (), self.model)
+            return Cut(layers, (), self.model)
         constant = self._without_input()
         needed = {source for node in suffix for source in node.all_input_nodes} - suffix
         frontier = sorted((node for node in needed if node not in constant), key=self.rank.__getitem__)
         if not all(self.batch_dim.get(node) == 0 for node in frontier):
-            return Cut(layer, (), self.model)
-        return Cut(layer, tuple(node.name for node in frontier), self._build(frontier, suffix, None))
+            return Cut(layers, (), self.model)
+        return Cut(layers, tuple(node.name for node in frontier), self._build(frontier, suffix, None))
 
     def between(self, known: Iterable[str], wanted: Sequence[str]) -> tuple[tuple[str, ...], nn.Module]:
         """The part of the graph that computes some nodes from others.
@@ -178,7 +198,10 @@ class Graph:
 
         with torch.no_grad():
             for batch in batches:
-                Watch(module).run(batch)
+                found = Watch(module).run(batch)
+            wanted = self.model(batches[-1])
+        if not torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()), equal_nan=True):
+            raise RuntimeError("the traced graph computes something else: the model has hooks, or random numbers")
         for node, (one, other) in seen.items():
             if isinstance(one, Tensor):
                 sizes = list(zip(one.shape, other.shape, strict=True))
@@ -216,84 +239,3 @@ class Graph:
         module.recompile()
         module.train(False)
         return module
-
-
-Frontiers = Callable[[Tensor], list[Tensor]]
-"""Maps positions in the set of images to the frontier's values of these images."""
-
-
-class PrefixCache:
-    """The frontier's values of all images, advanced from layer to layer; what no later layer starts from is dropped.
-
-    Args:
-        graph: The model.
-        x: All images `(N, C, H, W)`.
-        cuts: The cuts that will be asked for, in that order.
-        batch_size: Images per forward.
-        memory: Bytes that the values may take. A frontier that does not fit is not kept: that layer's passes start
-            from the images.
-    """
-
-    def __init__(self, graph: Graph, x: Tensor, cuts: Sequence[Cut], batch_size: int, memory: int) -> None:
-        self.graph, self.x, self.batch_size, self.memory = graph, x, batch_size, memory
-        self.waiting = list(cuts)
-        self.values: dict[str, Tensor] = {}
-        self.largest = 0
-
-    def advance(self, cut: Cut) -> tuple[Cut, Frontiers]:
-        """Make the values for the next cut.
-
-        Returns:
-            The cut, or one before everything where its values do not fit, and where its inputs come from.
-        """
-        self.waiting = [other for other in self.waiting if other.layer != cut.layer]
-        if not cut.frontier or cut.frontier == (self.graph.images,):
-            return cut, lambda index: [_rows(self.x, index)]
-        self._drop(set(cut.frontier) | {name for other in self.waiting for name in other.frontier})
-        missing = [name for name in cut.frontier if name not in self.values and name != self.graph.images]
-        if missing and not self._make(missing):
-            return Cut(cut.layer, (), self.graph.model), lambda index: [_rows(self.x, index)]
-        self.largest = max(self.largest, self._bytes())
-        tensors = [self.x if name == self.graph.images else self.values[name] for name in cut.frontier]
-        return cut, lambda index: [_rows(t, index) for t in tensors]
-
-    def _make(self, missing: Sequence[str]) -> bool:
-        """Compute the missing values from those at hand; False, and nothing kept, where they do not fit."""
-        start, module = self.graph.between(self.values, missing)
-        sources = [self.x if name == self.graph.images else self.values[name] for name in start]
-        made: list[Tensor] = []
-        with torch.no_grad():
-            for begin in range(0, len(self.x), self.batch_size):
-                part = slice(begin, begin + self.batch_size)
-                outputs = module(*[t[part] for t in sources])
-                if not made:
-                    row = sum(t[:1].numel() * t.element_size() for t in outputs)
-                    if self._bytes() + row * len(self.x) > self.memory:
-                        return False
-                    made = [_empty(len(self.x), t) for t in outputs]
-                for whole, piece in zip(made, outputs, strict=True):
-                    whole[part] = piece
-        self.values |= dict(zip(missing, made, strict=True))
-        return True
-
-    def _drop(self, kept: set[str]) -> None:
-        self.values = {name: t for name, t in self.values.items() if name in kept}
-
-    def _bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self.values.values())
-
-
-def _empty(count: int, like: Tensor) -> Tensor:
-    """Room for `count` rows in the memory layout of `like`."""
-    whole = like.new_empty((count, *like.shape[1:]))
-    return whole.contiguous(memory_format=_layout(like))
-
-
-def _rows(t: Tensor, index: Tensor) -> Tensor:
-    """The rows at `index`, in the layout of `t`."""
-    return t[index].contiguous(memory_format=_layout(t))
-
-
-def _layout(t: Tensor) -> torch.memory_format:
-    last = t.ndim == 4 and t.is_contiguous(memory_format=torch.channels_last) and not t.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format

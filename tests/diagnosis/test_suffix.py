@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gambeson.core.errors import InputError
+from gambeson.core.parameters import applied
 from gambeson.core.types import Task
 from gambeson.diagnosis.criticality import measure_criticality
+from gambeson.diagnosis.groups import short
 from gambeson.diagnosis.mrc import MRC
-from gambeson.diagnosis.suffix import Graph, PrefixCache, critical_layers
+from gambeson.diagnosis.prefixes import PrefixCache
+from gambeson.diagnosis.suffix import Graph, critical_layers
 from gambeson.models.resnets import preact_resnet18, resnet18
 from gambeson.models.small_cnn import SmallCNN
 from gambeson.models.vit import VisionTransformer
@@ -110,6 +113,99 @@ def test_the_suffix_with_another_weight_is_the_model_with_that_weight(net: str, 
         drawn = torch.tensor([6, 0, 5])
         wanted = functional_call(model, {f"{name}.weight": weight}, (x[drawn],))
         assert torch.allclose(cut.logits(weight, inputs(drawn)), wanted, atol=1e-5), name
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_cut_at_several_layers_runs_with_the_weights_that_the_model_has(net: str) -> None:
+    model, x, _ = made(net)
+    graph, _, order = cache_of(model, x, ENOUGH)
+    plain = model(x)
+    for layers in (order[:2], order[-2:], order[::2]):
+        cut = graph.cut(*layers)
+        cut, inputs = PrefixCache(graph, x, [cut], BATCH, ENOUGH).advance(cut)
+        weights = {f"{name}.weight": model.get_submodule(name).weight for name in layers}
+        with applied(model, {name: moved(w) - w for name, w in weights.items()}):
+            for part in (slice(0, BATCH), slice(BATCH, COUNT)):
+                wanted = model(x[part])
+                assert torch.equal(cut.run(inputs(part)), wanted), layers
+                assert not torch.allclose(wanted, plain[part])
+    assert torch.equal(model(x), plain)
+
+
+def test_of_a_slice_nothing_is_copied() -> None:
+    model, x, _ = made("resnet18")
+    graph = Graph(model, x[:2])
+    cut, inputs = PrefixCache(graph, x, [graph.cut("layer2.0.conv2")], BATCH, ENOUGH).advance(
+        graph.cut("layer2.0.conv2")
+    )
+    whole, part = inputs(slice(0, COUNT)), inputs(slice(2, 5))
+    assert len(whole) == len(cut.frontier) == 2
+    for a, b in zip(whole, part, strict=True):
+        assert b.data_ptr() == a[2:].data_ptr()
+
+
+class Tied(nn.Module):
+    """One weight in two layers, so that the second has no parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.between, self.second = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(192, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.between(self.first(self.head(x.flatten(1)))))
+
+
+class Attends(nn.Module):
+    """Torch's attention, whose weights are used by a module that is not traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(192, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x.flatten(1))[:, None]
+        return self.last(self.attention(h, h, h, need_weights=False)[0][:, 0])
+
+
+@pytest.mark.parametrize(
+    ("build", "weight"),
+    [(Tied, "first.weight"), (Attends, "attention.in_proj_weight"), (Attends, "attention.out_proj.weight")],
+)
+def test_a_weight_is_found_under_every_name(build: Callable[[], nn.Module], weight: str) -> None:
+    torch.manual_seed(SEED)
+    model, x = build().eval().requires_grad_(False), torch.rand(COUNT, 3, 8, 8)
+    graph = Graph(model, x[:2])
+    cut = graph.cut(short(weight))
+    assert cut.frontier
+    assert cut.frontier != (graph.images,)
+    cut, inputs = PrefixCache(graph, x, [cut], COUNT, ENOUGH).advance(cut)
+    with applied(model, {weight: moved(model.get_parameter(weight)) - model.get_parameter(weight)}):
+        assert torch.equal(cut.run(inputs(slice(None))), model(x))
+
+
+class Noisy(Branches):
+    """Random numbers in every forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+def hooked() -> nn.Module:
+    model = Branches()
+    model.register_forward_hook(lambda _m, _i, output: 2 * output)
+    return model
+
+
+@pytest.mark.parametrize("build", [Noisy, hooked])
+def test_a_graph_that_computes_something_else_is_not_used(build: Callable[[], nn.Module]) -> None:
+    model, x = build().eval(), torch.rand(COUNT, 3, 8, 8)
+    graph = Graph(model, x[:2])
+    assert graph.reason is not None
+    assert "something else" in graph.reason
+    assert graph.cut("head").suffix is model
 
 
 @pytest.mark.parametrize("net", TRACED)

@@ -123,7 +123,9 @@ def test_the_trunk_runs_once_for_all_layers() -> None:
         measure_criticality(model, x, y, protocol, layers=layers, strategy=strategy)  # type: ignore[arg-type]
         handle.remove()
     shared = 1 + 1 + 2  # which layers are used, the number of classes, the loss of the model itself
-    assert calls["together"] <= shared + 2 + 1 + 1 + 2  # tracing, the first gradients, one step, the evaluation
+    assert (
+        calls["together"] <= shared + 3 + 1 + 1 + 2
+    )  # tracing and its check, the first gradients, one step, the evaluation
     assert calls["alone"] == shared + 3 * (2 + 2)
 
 
