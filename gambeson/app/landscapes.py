@@ -24,8 +24,9 @@ def landscape(args: list[str]) -> int:
     from gambeson.app import build, layered, show
     from gambeson.diagnosis import draw_landscapes
     from gambeson.diagnosis.groups import parse_groups
-    from gambeson.diagnosis.landscape import attacked_images, grid_axis, input_landscape, weight_landscape
+    from gambeson.diagnosis.landscape import grid_axis, input_landscape, weight_landscape
     from gambeson.diagnosis.pictures import require_picture
+    from gambeson.diagnosis.probes import attacked_images
     from gambeson.engine.run import versions, write_json
     from gambeson.evaluation import parse_attack
 

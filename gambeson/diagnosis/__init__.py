@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
     from gambeson.diagnosis.criticality_picture import draw_criticality
     from gambeson.diagnosis.curve_picture import draw_curve
-    from gambeson.diagnosis.landscape import Landscape, attacked_images, grid_axis, input_landscape, weight_landscape
+    from gambeson.diagnosis.landscape import Landscape, grid_axis, input_landscape, weight_landscape
     from gambeson.diagnosis.landscape_picture import draw_landscapes
     from gambeson.diagnosis.masking import Masking, diagnose_masking
     from gambeson.diagnosis.masking_checks import Evidence
     from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality
     from gambeson.diagnosis.overfitting import Overfitting, diagnose_overfitting
     from gambeson.diagnosis.overfitting_picture import draw_overfitting
+    from gambeson.diagnosis.probes import attacked_images
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
     from gambeson.diagnosis.shortcuts import Removal, Shortcuts, find_shortcuts
@@ -94,8 +95,8 @@ __getattr__ = lazy_exports(
         "Spectra": "gambeson.diagnosis.spectra",
         "Spread": "gambeson.diagnosis.spread",
         "adversarial_set": "gambeson.diagnosis.criticality",
-        "attacked_images": "gambeson.diagnosis.landscape",
         "class_gaps": "gambeson.diagnosis.class_gaps",
+        "attacked_images": "gambeson.diagnosis.probes",
         "diagnose_cam": "gambeson.diagnosis.cam",
         "diagnose_masking": "gambeson.diagnosis.masking",
         "diagnose_overfitting": "gambeson.diagnosis.overfitting",

@@ -53,9 +53,10 @@ def layer_groups(model: nn.Module) -> dict[str, tuple[str, ...]]:
 
 
 def parse_groups(model: nn.Module, text: str) -> dict[str, tuple[str, ...]]:
-    """Groups from a list such as `conv1,former,whole`; `five` stands for five single layers spread over the depth.
+    """Groups from a list such as `conv1,former,whole`.
 
-    A layer is named with or without `.weight`.
+    `five` stands for five single layers spread over the depth, `layers` for every single layer, shortcuts and the
+    classifier too. A layer is named with or without `.weight`.
 
     Returns:
         The names of the weights by group, in the order of the list.
@@ -68,13 +69,15 @@ def parse_groups(model: nn.Module, text: str) -> dict[str, tuple[str, ...]]:
     for word in [word.strip() for word in text.split(",") if word.strip()]:
         if word == "five":
             found |= {short(name): (name,) for name in spread(main_layers(model), 5)}
+        elif word == "layers":
+            found |= {short(name): (name,) for name in weights}
         elif word in known:
             found[word] = known[word]
         elif (name := word if word in weights else f"{word}.weight") in weights:
             found[short(name)] = (name,)
         else:
             raise InputError(
-                f"no layer and no group {word!r}", hint=nearest(word, [*PARTS, "five", *map(short, weights)])
+                f"no layer and no group {word!r}", hint=nearest(word, [*PARTS, "five", "layers", *map(short, weights)])
             )
     if not found:
         raise InputError("no groups of layers were named", hint=f"such as {', '.join(PARTS)}, five, or a layer's name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,9 +17,8 @@ from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.parameters import applied, layer_weights, like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat, box
-from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
-from gambeson.evaluation.evaluate import parse_attack
+from gambeson.diagnosis.probes import batches, random_direction
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.finding import finite_number
 
@@ -100,49 +99,6 @@ def grid_axis(points: int, span: float) -> tuple[float, ...]:
     return tuple(span * k / half for k in range(-half, half + 1))
 
 
-def filter_normalised(direction: Tensor, weight: Tensor) -> Tensor:
-    """A direction whose filters have the norms of the weight's: `d_f |w_f| / |d_f|`, f the first dimension.
-
-    A filter of zeros is not moved, and neither is one whose direction is zero.
-
-    References:
-        Li, Xu, Taylor, Studer, Goldstein, "Visualizing the loss landscape of neural nets", NeurIPS 2018,
-        https://arxiv.org/abs/1712.09913, section 4.
-    """
-    shape = (-1, *[1] * (weight.ndim - 1))
-    wanted, given = (t.flatten(1).norm(dim=1) for t in (weight, direction))
-    return direction * torch.where(given > 0, wanted / given, 0).view(shape)
-
-
-def attacked_images(
-    model: nn.Module, x: Tensor, y: Tensor, inputs: str, threat: Threat, *, batch_size: int = 256, seed: int = 0
-) -> Tensor:
-    """The images on which a landscape is measured: `clean`, or those of an attack by name on the model as it is.
-
-    Args:
-        model: Maps images in [0, 1] to logits.
-        x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
-        y: Labels `(N,)`.
-        inputs: A name for `parse_attack`.
-        threat: Ball of the attack.
-        batch_size: Images at a time.
-        seed: Seed of the attack.
-
-    Returns:
-        `(N, C, H, W)`, on the model's device and in its type.
-    """
-    attack, like, made = parse_attack(inputs), like_of(model, x), []
-    for number, start in enumerate(range(0, len(y), batch_size)):
-        part = slice(start, start + batch_size)
-        images, labels = to_unit(x[part].to(like.device)).to(like.dtype), y[part].to(like.device, torch.int64)
-        if attack is not None:
-            batch = Batch(images, labels, torch.arange(len(labels), device=like.device))
-            rng = Streams(seed).at(f"landscape/{inputs}", number, like.device)
-            images = box(threat.project(attack(model, batch, threat, rng), images))
-        made.append(images)
-    return torch.cat(made)
-
-
 def weight_landscape(
     model: nn.Module,
     x: Tensor,
@@ -188,8 +144,7 @@ def weight_landscape(
         raise InputError(f"a landscape has 1 or 2 directions, got {dims}")
     own = {name: weights[name].detach() for name in layers}
     directions = [
-        {name: filter_normalised(_gaussian(w, name, which, seed), w) for name, w in own.items()}
-        for which in range(dims)
+        {name: random_direction(w, name, which=which, seed=seed) for name, w in own.items()} for which in range(dims)
     ]
 
     def at(point: tuple[float, ...]) -> float:
@@ -243,7 +198,7 @@ def input_landscape(
             check_examples(x, y, model(images[:1]).shape[1])
         grads = [
             input_gradient(model, partial(ce, y=labels[part]), images[part])[0]
-            for part in _parts(len(labels), batch_size)
+            for part in batches(len(labels), batch_size)
         ]
         rng = Streams(seed).at("landscape/input")
         noise = torch.randn(images.shape, generator=rng, dtype=images.dtype).to(images.device)
@@ -259,21 +214,10 @@ def input_landscape(
     return Landscape("input", tuple(axis), loss, (), settings)
 
 
-def _gaussian(weight: Tensor, name: str, which: int, seed: int) -> Tensor:
-    """A direction that belongs to the layer's name, the same on every device."""
-    rng = Streams(seed).at(f"landscape/{name}", which)
-    return torch.randn(weight.shape, generator=rng, dtype=torch.float32).to(weight.device, weight.dtype)
-
-
-def _parts(n: int, batch_size: int) -> Iterator[slice]:
-    for start in range(0, n, batch_size):
-        yield slice(start, start + batch_size)
-
-
 def _mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
     """Infinite where it is not finite."""
     y = y.to(x.device)
-    sums = [ce(model(x[part]), y[part]).double().sum() for part in _parts(len(y), batch_size)]
+    sums = [ce(model(x[part]), y[part]).double().sum() for part in batches(len(y), batch_size)]
     mean = float(torch.stack(sums).sum()) / len(y)
     return mean if mean < float("inf") else float("inf")
 

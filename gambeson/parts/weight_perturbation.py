@@ -137,9 +137,20 @@ class WeightPerturbation:
                     g = sgd_direction(w, g, optimizer.state.get(w, {}), groups[id(w)])
                 elif self.direction == "random":
                     g = torch.randn(w.shape, generator=rng, device=w.device, dtype=w.dtype)
-                scale = self.sign * size * _norm(w, self.norm) / (_norm(g, self.norm) + 1e-20)
-                perturbation[name] = g * scale
+                perturbation[name] = of_relative_norm(g, w, self.sign * size, self.norm)
         return perturbation
+
+
+def of_relative_norm(direction: Tensor, weight: Tensor, size: float, norm: Literal["l2", "linf"] = "l2") -> Tensor:
+    """`size * ||w|| / (||d|| + 1e-20) * d`: a direction with a share of the weight's norm, AWP's and LAP's rule.
+
+    Args:
+        direction: `d`, of any norm; zeros stay zeros.
+        weight: `w`, of the same shape.
+        size: Relative norm of the result; negative to go the other way.
+        norm: `"l2"` (Frobenius), or `"linf"`: the largest absolute entry.
+    """
+    return direction * (size * _norm(weight, norm) / (_norm(direction, norm) + 1e-20))
 
 
 def sgd_direction(w: Tensor, grad: Tensor, state: Mapping[str, Tensor], group: Mapping[str, float | bool]) -> Tensor:

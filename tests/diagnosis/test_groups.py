@@ -48,6 +48,7 @@ def test_groups_are_read_from_words() -> None:
     assert found["conv1"] == ("conv1.weight",)
     five = parse_groups(model, "five")
     assert [main_layers(model).index(names[0]) + 1 for names in five.values()] == [1, 5, 9, 13, 17]
+    assert list(parse_groups(model, "layers").values()) == [(name,) for name in layer_weights(model)]
     assert sizes(model, {"conv1": ("conv1.weight",)}) == {"conv1": 4 * 3 * 9}
 
 

@@ -17,15 +17,9 @@ from gambeson.core.errors import InputError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
-from gambeson.diagnosis.landscape import (
-    Landscape,
-    attacked_images,
-    filter_normalised,
-    grid_axis,
-    input_landscape,
-    weight_landscape,
-)
+from gambeson.diagnosis.landscape import Landscape, grid_axis, input_landscape, weight_landscape
 from gambeson.diagnosis.landscape_picture import draw_landscapes
+from gambeson.diagnosis.probes import attacked_images, filter_normalised
 
 Net = Callable[..., nn.Sequential]
 Labelled = Callable[..., Batch]
@@ -130,6 +124,18 @@ def test_the_images_are_those_of_the_attack_on_the_model_as_it_is(curved_net: Ne
     as_bytes = attacked_images(model, (255 * batch.x).round().to(torch.uint8), batch.y, "clean", Linf(0.1))
     assert as_bytes.dtype == torch.float64
     assert float((as_bytes - batch.x).abs().max()) <= 0.5 / 255 + 1e-12
+
+
+def test_pgd_goes_on_after_an_image_is_fooled_where_a_loss_is_wanted(curved_net: Net, labelled: Labelled) -> None:
+    model = curved_net()
+    batch = labelled(model, n=12, wrong=4)
+    stopped = attacked_images(model, batch.x, batch.y, "pgd-5", Linf(0.1))
+    moving = attacked_images(model, batch.x, batch.y, "pgd-5", Linf(0.1), freeze_fooled=False)
+    assert ce(model, moving, batch.y) > ce(model, stopped, batch.y)
+    with torch.no_grad():
+        standing = model(stopped).argmax(1) == batch.y
+    assert torch.equal(moving[standing], stopped[standing])
+    assert not torch.equal(moving[~standing], stopped[~standing])
 
 
 def test_scalars_of_surfaces_that_are_known() -> None:

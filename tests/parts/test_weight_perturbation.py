@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from gambeson.core.errors import InputError
 from gambeson.core.parameters import layer_weights
 from gambeson.core.types import Batch
-from gambeson.parts.weight_perturbation import LayerAware, Relative, WeightPerturbation, sgd_direction
+from gambeson.parts.weight_perturbation import (
+    LayerAware,
+    Relative,
+    WeightPerturbation,
+    of_relative_norm,
+    sgd_direction,
+)
 
 Net = Callable[..., nn.Sequential]
 Images = Callable[..., Batch]
@@ -41,6 +47,17 @@ def test_layer_aware_sizes_fall_from_beta_to_zero(beta: float, gamma: float, lay
     assert sizes == sorted(sizes, reverse=True)
     middle = (layers + 1) // 2
     assert sizes[middle - 1] == pytest.approx(beta * (1 - (math.log(middle) / math.log(layers)) ** gamma))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_a_direction_takes_a_share_of_the_norm_of_the_weight(norm: str) -> None:
+    rng = torch.Generator().manual_seed(0)
+    d, w = (torch.randn(3, 2, 3, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    found = of_relative_norm(d, w, -0.02, norm)  # type: ignore[arg-type]
+    order = 2 if norm == "l2" else math.inf
+    wanted = -0.02 * torch.linalg.vector_norm(w, order) / torch.linalg.vector_norm(d, order) * d
+    assert torch.allclose(found, wanted, atol=1e-15)
+    assert not of_relative_norm(torch.zeros_like(d), w, 0.02).any()
 
 
 def test_one_layer_is_refused_by_the_layer_aware_size() -> None:
