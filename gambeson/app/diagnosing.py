@@ -16,6 +16,7 @@ from gambeson.app.options import CamOptions
 from gambeson.app.overfit import overfitting
 from gambeson.app.parsing import UsageError, parse_run, require_positive
 from gambeson.app.regional import regions
+from gambeson.app.responses import response
 from gambeson.app.shortcuts import shortcuts
 from gambeson.app.spectra import spectra
 from gambeson.core.errors import InputError, nearest, require_known
@@ -30,7 +31,7 @@ LARGEST = 64
 
 
 def diagnose(args: list[str]) -> int:
-    """`gambeson diagnose cam|criticality|eps|landscape|masking|overfitting|regions|shortcuts|spectra [options]`."""
+    """`gambeson diagnose TOPIC [options]`, one of TOPICS."""
     if args and args[0] in TOPICS:
         return TOPICS[args[0]][0](args[1:])
     if "-h" in args or "--help" in args:
@@ -142,6 +143,10 @@ TOPICS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "masking": (masking, "do gradient attacks measure the model, or are its gradients masked? PASS, WARN or FAIL"),
     "overfitting": (overfitting, "when did the training collapse, and what is left at the end of its best robustness?"),
     "regions": (regions, "does it matter where in the image the budget is small? trains four quarters and a control"),
+    "response": (
+        response,
+        "what loss and accuracy do when the weights of one layer move, up the gradient or at random",
+    ),
     "shortcuts": (shortcuts, "is robustness to one step a shortcut? accuracy without some of the weights"),
     "spectra": (spectra, "singular values of every layer's weight, and how far weights drift between checkpoints"),
 }

@@ -72,6 +72,60 @@ def landscapes(record: Mapping[str, Any]) -> None:
     stamp(record["selection"])
 
 
+def responses(record: Mapping[str, Any]) -> None:
+    """The tables of `diagnose response`, from its record: what the largest perturbation does, by checkpoint."""
+    budget = f"{record['norm']} eps {short(record['eps'])}, n = {record['n']}"
+    first = next(iter(record["responses"].values()))
+    for name, found in record["responses"].items():
+        rho = max(found["rhos"])
+        where = f"{record['run']}, checkpoint {name}, {record['data']} {record['split']}, {budget}"
+        out.print(escape(f"{where}; weights moved by {100 * rho:g} % of their norm"), soft_wrap=True)
+        way, *others = found["kinds"]
+        table = new_table(
+            "moved", *[f"{inputs}\n{head}" for inputs in found["inputs"] for head in ("loss", "points", *others)]
+        )
+        table.add_row(
+            "-",
+            *[
+                cell
+                for one in found["whole"].values()
+                for cell in (f"{one['loss']:.3f}", f"{100 * one['accuracy']['value']:.1f} %", *["-"] * len(others))
+            ],
+        )
+        rows = {(row["group"], row["inputs"], row["kind"]): row for row in found["moves"] if row["rho"] == rho}
+        for group in found["groups"]:
+            cells = []
+            for inputs in found["inputs"]:
+                row = rows[group, inputs, way]
+                cells += [_rise(row["rise"]), f"{100 * row['change']['value']:+.1f}"]
+                cells += [_rise(rows[group, inputs, other]["rise"]) for other in others]
+            table.add_row(escape(group), *cells)
+        print_table(table)
+        for sentence in found["sentences"].values():
+            out.print(escape(sentence), soft_wrap=True)
+        if found["untraced"]:
+            reason = escape(found["untraced"])
+            out.print(f"the model could not be traced, every pass was a whole one: {reason}", soft_wrap=True)
+    ways = {"adversarial": "up the gradient of the loss on the same images", "random": "at random, filter-normalised"}
+    others = "".join(f"; {kind}: the loss, moved {ways[kind]}" for kind in first["kinds"][1:])
+    out.print(
+        "first row: the model as it is, below it differences to that, ±: half the 95 % interval; loss, points of"
+        f" accuracy: moved {ways[first['kinds'][0]]}{others}; attacked images were made"
+        f" {'again for every move' if first['remake'] else 'once, of the model as it is'}",
+        style="dim",
+        soft_wrap=True,
+    )
+    stamp(record["selection"])
+
+
+def _rise(found: Mapping[str, Any]) -> str:
+    """A difference of losses with its interval, from a record."""
+    if found["value"] is None:
+        return "infinite"
+    half = "" if found["low"] is None else f" ± {(found['high'] - found['low']) / 2:.3f}"
+    return f"{found['value']:+.3f}{half}"
+
+
 def shortcuts(record: Mapping[str, Any]) -> None:
     """The table of `diagnose shortcuts`, from its record."""
     from gambeson.evaluation import Interval

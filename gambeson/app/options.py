@@ -427,6 +427,45 @@ class MaskingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResponseOptions:
+    """Which weights to move, how far and which way, and on which images.
+
+    Args:
+        groups: layers (all, one by one), five (some, over the depth), former, middle, latter, whole, names; a list.
+        rho: How far, percentages of the norm of every layer's weight; a list.
+        kinds: Which way: adversarial (up the gradient of the loss), random (filter-normalised); a list.
+        inputs: On which images: clean, or attacks: fgsm, pgd-K, mm3; a list.
+        remake: Attack every moved model, instead of once the model as it is.
+        checkpoint: Checkpoints, two rows each: best, final, last; a list.
+        split: test, val or train.
+        size: At most that many images.
+        seed: Seed of the random directions and of the attacks.
+        memory: Gigabytes for values that are kept between passes.
+        batch_size: Images at a time.
+        data_dir: Folder with the data set's files, if it has moved.
+        device: auto, cpu, cuda, cuda:N or mps.
+        out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
+        json: Print JSON instead of a table.
+    """
+
+    groups: str = "layers,former,middle,latter"
+    rho: str = "0.5,1,2,5"
+    kinds: str = "adversarial,random"
+    inputs: str = "clean,fgsm,pgd-10"
+    remake: bool = False
+    checkpoint: str = "final"
+    split: str = "test"
+    size: int = 256
+    seed: int = 0
+    memory: float = 4.0
+    batch_size: int = 256
+    data_dir: str | None = None
+    device: str = "auto"
+    out: str | None = None
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShortcutsOptions:
     """Which weights to remove, and how to measure what is left.
 

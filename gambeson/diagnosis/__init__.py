@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from gambeson.diagnosis.landscape_picture import draw_landscapes
     from gambeson.diagnosis.masking import Masking, diagnose_masking
     from gambeson.diagnosis.masking_checks import Evidence
+    from gambeson.diagnosis.moving import measure_response
     from gambeson.diagnosis.mrc import MRC, PROTOCOLS, Criticality
     from gambeson.diagnosis.overfitting import Overfitting, diagnose_overfitting
     from gambeson.diagnosis.overfitting_picture import draw_overfitting
     from gambeson.diagnosis.probes import attacked_images
     from gambeson.diagnosis.regions import PUBLISHED, SETUPS, Regions
     from gambeson.diagnosis.regions_picture import draw_regions
+    from gambeson.diagnosis.response import Most, Moved, Response
+    from gambeson.diagnosis.response_picture import draw_responses
     from gambeson.diagnosis.shortcuts import Removal, Shortcuts, find_shortcuts
     from gambeson.diagnosis.shortcuts_picture import draw_shortcuts
     from gambeson.diagnosis.spectra import Spectra, measure_spectra
@@ -42,9 +45,12 @@ __all__ = [
     "Landscape",
     "Look",
     "Masking",
+    "Most",
+    "Moved",
     "Overfitting",
     "Regions",
     "Removal",
+    "Response",
     "Shortcuts",
     "Spectra",
     "Spread",
@@ -61,12 +67,14 @@ __all__ = [
     "draw_landscapes",
     "draw_overfitting",
     "draw_regions",
+    "draw_responses",
     "draw_shortcuts",
     "draw_spectra",
     "find_shortcuts",
     "grid_axis",
     "input_landscape",
     "measure_criticality",
+    "measure_response",
     "measure_spectra",
     "spread",
     "weight_landscape",
@@ -89,8 +97,11 @@ __getattr__ = lazy_exports(
         "Look": "gambeson.diagnosis.collapse",
         "Masking": "gambeson.diagnosis.masking",
         "Overfitting": "gambeson.diagnosis.overfitting",
+        "Most": "gambeson.diagnosis.response",
+        "Moved": "gambeson.diagnosis.response",
         "Regions": "gambeson.diagnosis.regions",
         "Removal": "gambeson.diagnosis.shortcuts",
+        "Response": "gambeson.diagnosis.response",
         "Shortcuts": "gambeson.diagnosis.shortcuts",
         "Spectra": "gambeson.diagnosis.spectra",
         "Spread": "gambeson.diagnosis.spread",
@@ -107,12 +118,14 @@ __getattr__ = lazy_exports(
         "draw_landscapes": "gambeson.diagnosis.landscape_picture",
         "draw_overfitting": "gambeson.diagnosis.overfitting_picture",
         "draw_regions": "gambeson.diagnosis.regions_picture",
+        "draw_responses": "gambeson.diagnosis.response_picture",
         "draw_shortcuts": "gambeson.diagnosis.shortcuts_picture",
         "draw_spectra": "gambeson.diagnosis.spectra_picture",
         "find_shortcuts": "gambeson.diagnosis.shortcuts",
         "grid_axis": "gambeson.diagnosis.landscape",
         "input_landscape": "gambeson.diagnosis.landscape",
         "measure_criticality": "gambeson.diagnosis.criticality",
+        "measure_response": "gambeson.diagnosis.moving",
         "measure_spectra": "gambeson.diagnosis.spectra",
         "spread": "gambeson.diagnosis.spread",
         "weight_landscape": "gambeson.diagnosis.landscape",

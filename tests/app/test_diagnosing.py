@@ -85,8 +85,8 @@ def test_every_option_is_documented(schema: type) -> None:
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        ((), ("known: cam, criticality, eps, landscape, masking, regions, shortcuts, spectra",)),
-        (("--json",), ("known: cam, criticality, eps, landscape, masking, regions, shortcuts, spectra",)),
+        ((), ("known: cam, criticality, eps, landscape, masking, regions, response, shortcuts, spectra",)),
+        (("--json",), ("known: cam, criticality, eps, landscape, masking, regions, response, shortcuts, spectra",)),
         (("region",), ("cannot diagnose 'region'", "did you mean regions?")),
         (("cam",), ("diagnose cam needs one run directory, got 0",)),
         (("cam", "r", "--imges", "3"), ("unknown option --imges", "did you mean --images")),
