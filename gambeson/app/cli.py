@@ -17,7 +17,7 @@ COMMANDS = {
     "train": "train a model: gambeson train METHOD [options], or --config FILE",
     "evaluate": "measure a run's clean and robust accuracy: gambeson evaluate RUN --attack clean,fgsm,pgd-50-10",
     "doctor": "check a model and its data before evaluating it: gambeson doctor RUN, or FILE --model NAME --data NAME",
-    "diagnose": "look inside: cam, criticality, eps, landscape, masking, regions, response, shortcuts, spectra",
+    "diagnose": "look inside a run: cam, criticality, eps, landscape, masking, overfitting, shortcuts, ...",
     "corruptions": "accuracy out of distribution, under common corruptions: gambeson corruptions RUN",
     "finetune": "improve a robust model: gambeson finetune rift RUN",
     "interpolate": "measure the models on the line between two runs: gambeson interpolate RUN RUN",

@@ -109,12 +109,30 @@ def fill(run: Path) -> None:
     alphas = [{"alpha": alpha, "clean": interval(0.9), "robust": interval(0.5)} for alpha in (0.0, 0.5, 1.0)]
     diagnose(run, "line-x", split="val", points=alphas, chosen=0.5)
     diagnose(run, "landscape-x", inputs="clean", landscapes={"best (step 2)": [flat, square]})
+    moves = [
+        {"group": "conv1", "kind": kind, "rho": rho, "inputs": "clean", "rise": {"value": rise}}
+        for kind in ("adversarial", "random")
+        for rho, rise in ((0.01, 0.1), (0.05, None))
+    ]
+    moved = {"groups": {"conv1": ["conv1.weight"]}, "moves": moves, "sentence": "the loss rises"}
+    diagnose(run, "response-x", responses={"final (step 2)": moved})
     diagnose(run, "shortcuts-x", whole=whole, removals=[removal], sentence="no sign of a shortcut")
     diagnose(run, "spectra-x", layers={"best": [layer], "final": [{**layer, "drift": 0.1}]})
     diagnose(run, "cam-x", cam="gradcam", layer="layer4", mask="zscore:1", groups={"all": group})
 
 
-TOPICS = ("masking", "eps", "corruptions", "criticality", "line", "landscape", "shortcuts", "spectra", "cam")
+TOPICS = (
+    "masking",
+    "eps",
+    "corruptions",
+    "criticality",
+    "line",
+    "landscape",
+    "response",
+    "shortcuts",
+    "spectra",
+    "cam",
+)
 
 
 def test_a_page_says_what_was_measured_and_nothing_else(finished: Finished, cli: Cli) -> None:
@@ -123,7 +141,7 @@ def test_a_page_says_what_was_measured_and_nothing_else(finished: Finished, cli:
     record = evaluation(run)[1]
     fgsm = record["accuracy"]["fgsm"]
 
-    assert page.sections() == ["next", "run", "accuracy", "classes", "examples", "training"]
+    assert page.sections() == ["next", "run", "accuracy", "classes", "examples", "training", "overfitting"]
     assert f"{100 * fgsm['value']:.1f} [{100 * fgsm['low']:.1f}, {100 * fgsm['high']:.1f}] % under fgsm" in page.text
     assert "which is an upper bound" in page.text
     assert "gambeson evaluate run --attack autoattack" in page.text
@@ -146,7 +164,7 @@ def test_a_topic_has_a_section_where_it_has_a_record(topic: str, finished: Finis
             file.unlink()
     page, data = written(cli, "run", "--examples", "0")
 
-    assert set(page.sections()) == {"next", "run", "accuracy", "classes", "training", topic}
+    assert set(page.sections()) == {"next", "run", "accuracy", "classes", "training", "overfitting", topic}
     assert data["runs"][0]["sections"][topic][0]["file"] == f"{topic}-x.json"
     assert "could not be read" not in page.text
 
@@ -198,7 +216,7 @@ def test_a_run_that_is_still_being_trained(finished: Finished, cli: Cli) -> None
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # half a line
     page, data = written(cli, "run")
 
-    assert page.sections() == ["next", "run", "training"]
+    assert page.sections() == ["next", "run", "training", "overfitting"]
     assert "the training is at: step 2" in page.text
     assert "the training has not ended" in page.text
     assert data["runs"][0]["clean"] is None
@@ -285,6 +303,8 @@ def test_a_collapse_is_at_the_top(finished: Finished, cli: Cli) -> None:
 
     assert "catastrophic overfitting at step 2" in page.text
     assert [event["step"] for event in data["runs"][0]["sections"]["training"]["events"]] == [2]
+    assert data["runs"][0]["sections"]["overfitting"]["collapse"]["look"]["step"] == 2
+    assert "Catastrophic overfitting" in page.text
 
 
 def wrong(run: Path, attack: str) -> None:
@@ -353,7 +373,7 @@ def test_a_training_ends_with_its_page(cli: Cli, monkeypatch: pytest.MonkeyPatch
     result = cli("train", "standard", *SMALL, "--run", "run")
 
     assert result.out.rstrip().splitlines()[-1] == "report: run/report.html"
-    assert Page(Path("run/report.html").read_text()).sections()[-1] == "training"
+    assert Page(Path("run/report.html").read_text()).sections()[-1] == "overfitting"
 
     monkeypatch.setattr(reporting, "ENDING", ".pdf")  # what cannot be written does not undo the training
     result = cli("resume", "run")

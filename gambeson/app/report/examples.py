@@ -35,7 +35,7 @@ def examples(records: Records, count: int, data_dir: str | None, device: str) ->
 
     from gambeson.data.loader import to_unit
     from gambeson.diagnosis import diagnose_cam
-    from gambeson.diagnosis.landscape import attacked_images
+    from gambeson.diagnosis.probes import attacked_images
 
     run = records.run
     model, task, name, step = build.load_model(run, records.checkpoint, build.device(device))

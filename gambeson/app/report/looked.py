@@ -9,7 +9,7 @@ from gambeson.app.report.blocks import Block, Picture, Section, Table, Words
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart, map_chart
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
-from gambeson.app.report.words import budget, courses, ends, number, percent, where
+from gambeson.app.report.words import budget, courses, ends, number, percent, sentence, where
 
 LARGEST_MAP = 6
 """Landscapes of one record that are drawn; the table has all."""
@@ -116,6 +116,43 @@ def landscape(records: Records) -> Section | None:
         return [*made, Table("Landscapes", head, cells, left=2)]
 
     return section(records, "landscape", "The loss landscape", blocks)
+
+
+def response(records: Records) -> Section | None:
+    """What loss does when single layers move."""
+
+    def blocks(record: Record) -> list[Block]:
+        made: list[Block] = []
+        for checkpoint, found in record["responses"].items():
+            made.append(Words(f"{checkpoint}: {sentence(found['sentence'])}; {where(record)}."))
+            moves = found["moves"]
+            single = [name for name, weights in found["groups"].items() if weights == [f"{name}.weight"]]
+            layers = single or list(found["groups"])
+            largest = max(row["rho"] for row in moves)
+            for images in dict.fromkeys(row["inputs"] for row in moves):
+                lines = []
+                for kind, rho in dict.fromkeys((row["kind"], row["rho"]) for row in moves):
+                    if kind == "random" and rho != largest:
+                        continue  # a control: the largest says enough
+                    rows = {
+                        row["group"]: row["rise"]["value"]
+                        for row in moves
+                        if (row["kind"], row["rho"], row["inputs"]) == (kind, rho, images)
+                    }
+                    y = [float("nan") if rows.get(name) is None else rows[name] for name in layers]
+                    lines.append(Line(f"{kind}, {100 * rho:g} %", list(map(float, range(len(layers)))), y))
+                made.append(
+                    line_chart(
+                        lines,
+                        f"Rise of the loss on {images} images, {checkpoint}",
+                        x="what moves, front to back",
+                        y="rise of the cross-entropy",
+                        ticks=layers,
+                    )
+                )
+        return made
+
+    return section(records, "response", "What single layers do to the loss", blocks)
 
 
 def shortcuts(records: Records) -> Section | None:

@@ -25,7 +25,6 @@ TOPICS = (
     "landscape",
     "line",
     "masking",
-    "overfitting",
     "response",
     "shortcuts",
     "spectra",

@@ -18,10 +18,12 @@ SECTIONS: tuple[Callable[[Records], Section | None], ...] = (
     measured.budgets,
     measured.corruptions,
     training.curves,
+    training.overfitting,
     looked.cam,
     looked.criticality,
     looked.line,
     looked.landscape,
+    looked.response,
     looked.shortcuts,
     looked.spectra,
 )

@@ -10,6 +10,7 @@ from gambeson.app.report.blocks import Block, Command, Pairs, Section, Table, Wo
 from gambeson.app.report.charts import Line, Mark, line_chart
 from gambeson.app.report.records import Records
 from gambeson.app.report.words import budget, duration, percent, stamp
+from gambeson.core.errors import GambesonError, InputError
 from gambeson.core.tables import flat
 
 CURVES = (
@@ -93,6 +94,42 @@ def curves(records: Records) -> Section | None:
     return Section(
         "training", "Training", [lead, *blocks], {"series": series, "events": events}, stamp(records.selection)
     )
+
+
+def overfitting(records: Records) -> Section | None:
+    """When the training collapsed, which signs say so, and what was lost since its best weights."""
+    from gambeson.app.overfit import stored_reports
+    from gambeson.diagnosis import diagnose_overfitting
+
+    if not records.rows or "finetune" in records.call:
+        return None
+    try:
+        reports, _ = stored_reports(records.run)
+    except GambesonError:
+        reports = {}  # what cannot be read is named already
+    try:
+        found = diagnose_overfitting(records.rows, reports=reports, complete="final" in records.steps)
+    except InputError:
+        return None
+    data = found.to_dict()
+    blocks: list[Block] = [Words(data["sentence"])]
+    if found.looks:
+        head = ("sign", "fires at", "first seen", "source")
+        rows = [
+            (
+                one["detector"],
+                one["rule"],
+                "never"
+                if one["step"] is None and one["judged"]
+                else "not measured"
+                if one["step"] is None
+                else f"step {one['step']:,}, epoch {one['epoch']:.3g}",
+                one["source"],
+            )
+            for one in data["detections"]
+        ]
+        blocks.append(Table("Signs of a collapse", head, rows, left=4, folded=found.collapse is None))
+    return Section("overfitting", "Did the training overfit?", blocks, data, stamp(records.selection))
 
 
 def overlaid(runs: Sequence[Records], names: Sequence[str]) -> list[Block]:
