@@ -31,8 +31,8 @@ def _looks(record: Mapping[str, Any]) -> None:
     """The looks that matter: the first, those around the collapse and the recovery, the widest gap, the last."""
     looks = record["looks"]
     rows = [dict(zip(looks, values, strict=True)) for values in zip(*looks.values(), strict=True)]
-    names = {rows[0]["step"]: "first look", max(rows, key=lambda row: row["gap"])["step"]: "widest gap"}
-    names[rows[-1]["step"]] = "last look"
+    names = {max(rows, key=lambda row: row["gap"])["step"]: "widest gap"}
+    names |= {rows[-1]["step"]: "last look"} | {rows[0]["step"]: "first look"}  # of two names the later one holds
     if record["collapse"]:
         sides = (("healthy", "last healthy"), ("look", "collapsed"), ("recovered", "healthy again"))
         names |= {at["step"]: said for key, said in sides if (at := record["collapse"][key])}

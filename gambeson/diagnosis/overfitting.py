@@ -122,9 +122,9 @@ class Overfitting:
         if self.collapse is None:
             return ""
         signs = {one.detector: one.look for one in self.detections if one.source != "ours" and one.judged}
-        seen = [f"{SIGNS[name]} from step {look.step} on" for name, look in signs.items() if name in SIGNS and look]
+        seen = [f"{SIGNS[name]} at step {look.step}" for name, look in signs.items() if name in SIGNS and look]
         missing = [SIGNS[name] for name, look in signs.items() if name in SIGNS and look is None]
-        return "; ".join([*seen, *([f"no sign in {', '.join(missing)}"] if missing else [])])
+        return "; ".join([*seen, *([f"not seen: {', '.join(missing)}"] if missing else [])])
 
     def _robust(self) -> str:
         if self.robust is None:
@@ -258,7 +258,11 @@ def _columns(rows: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
     return {name: [getattr(row, name) for row in rows] for name in names}
 
 
-SIGNS = {"wong": "a fall of PGD-10", "alignment": "gradient alignment", "aae": "abnormal adversarial examples"}
+SIGNS = {
+    "wong": "a sudden fall of PGD-10",
+    "alignment": "a sudden fall of gradient alignment",
+    "aae": "abnormal adversarial examples",
+}
 """What detectors other than the sentinel's own look at, in words."""
 
 

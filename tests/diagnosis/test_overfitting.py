@@ -73,9 +73,9 @@ def test_a_collapse_in_numbers_and_words() -> None:
     assert found.robust.drop == pytest.approx(0.35)
     assert found.sentence() == (
         "Catastrophic overfitting between step 50 (epoch 1) and step 75 (epoch 1.5): then FGSM 90.0%, PGD-10 10.0%, and"
-        " at the last look FGSM 95.0%, PGD-10 0.0%. A fall of PGD-10 from step 75 on; abnormal adversarial examples"
-        " from step 75 on; no sign in gradient alignment. Validation PGD-10 was highest at epoch 1 (40.0%), at the end"
-        " 35.0 points lower (5.0%)."
+        " at the last look FGSM 95.0%, PGD-10 0.0%. A sudden fall of PGD-10 at step 75; abnormal adversarial examples"
+        " at step 75; not seen: a sudden fall of gradient alignment. Validation PGD-10 was highest at epoch 1 (40.0%),"
+        " at the end 35.0 points lower (5.0%)."
     )
     record = json.loads(json.dumps(found.to_dict()))
     assert record["looks"] == {
