@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def measure(
     ledger: Path | None = None,
     search_dtype: str | None = None,
 ) -> Report:
-    """Evaluate with a progress bar on the terminal; ensembles keep what they find in `ledger`, and say every stage."""
+    """Evaluate with a progress bar, or lines off a terminal; ensembles keep what they find in `ledger`."""
     import torch
 
     from gambeson.app import show
@@ -135,6 +136,7 @@ def measure(
             progress=lambda done: bar.advance(task, done),
             ledger=ledger,
             stages=None if quiet else show.stage,
+            pace=partial(show.attack_pace, bar, task),
             search_dtype=getattr(torch, DTYPES[search_dtype]) if search_dtype else None,
         )
 

@@ -6,19 +6,29 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
+from functools import partial
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
+from gambeson.app.heartbeat import heartbeat
 from gambeson.core.errors import GambesonError
 from gambeson.data import Splits
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
-from gambeson.evaluation import Interval, Report, Stage
+from gambeson.evaluation import Interval, Pace, Report, Stage
 from gambeson.parts.budget_state import BudgetState
 
 Listener = Callable[[dict[str, Any]], None]
@@ -80,8 +90,13 @@ def resuming(run: Run, trainer: Trainer) -> None:
 
 
 @contextmanager
-def progress(quiet: bool = False) -> Iterator[Progress]:
-    """A progress bar on standard error that leaves no trace."""
+def progress(quiet: bool = False, *, lines: bool = True) -> Iterator[Progress]:
+    """A progress bar on standard error that leaves no trace; off a terminal a line now and then instead.
+
+    Args:
+        quiet: Show nothing.
+        lines: Off a terminal, say how far the work is every half minute.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,7 +105,28 @@ def progress(quiet: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err, transient=True, disable=quiet or not err.is_terminal) as bar:
-        yield bar
+        if quiet or err.is_terminal or not lines:
+            yield bar
+            return
+        with heartbeat(lambda line: err.print(escape(line), soft_wrap=True), partial(_reached, bar)):
+            yield bar
+
+
+def _reached(bar: Progress) -> str | None:
+    """How far the task of a progress bar is, in words; None before there is one."""
+    task = next((task for task in bar.tasks if not task.finished), None)
+    if task is None:
+        return None
+    counted = "" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
+    note = task.fields.get("note") or counted
+    return f"{task.description}: {note}" if note else task.description
+
+
+def attack_pace(bar: Progress, task: TaskID, pace: Pace) -> None:
+    """Name the running attack of an ensemble beside the bar, and off a terminal how far it is too."""
+    note = f"step {pace.steps:,}, through with {pace.through:,} of {pace.standing:,} images, {pace.fell:,} fell"
+    name = pace.ensemble if pace.ensemble == pace.attack else f"{pace.ensemble} {pace.attack}"
+    bar.update(task, description=name, note=note)
 
 
 @contextmanager
@@ -105,7 +141,7 @@ def training_progress(run: Run, trainer: Trainer, split: str = "val") -> Iterato
     board = tensorboard_writer()(str(run.path / "tensorboard")) if run.call.get("tensorboard") else None
     seen: dict[str, Any] = {}
     validated = len(trainer.val) > 0
-    with progress() as bar:
+    with progress(lines=False) as bar:  # off a terminal there is a line per epoch
         task = bar.add_task("training", total=trainer.total, completed=trainer.step)
 
         def listen(row: dict[str, Any]) -> None:

@@ -110,6 +110,7 @@ def hunt(
     slots: int = 128,
     every: int = 1,
     dtype: torch.dtype | None = None,
+    tick: Callable[[], None] | None = None,
 ) -> None:
     """Run a search on every example, `slots` of them at a time.
 
@@ -128,6 +129,7 @@ def hunt(
         every: Steps between looks at who has fallen; each look waits for the device.
         dtype: Search under autocast to this type, such as `torch.bfloat16`; every fall is then confirmed by a forward
             in the model's own type, and an example that does not fall there goes on. None: in the model's own type.
+        tick: Called after every step.
 
     Raises:
         InputError: Fewer than one slot or step between looks.
@@ -148,6 +150,8 @@ def hunt(
         while len(here):
             search.step(net, state, threat)
             step += 1
+            if tick:
+                tick()
             if step % every:
                 continue
             if dtype is not None:

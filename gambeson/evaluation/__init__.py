@@ -9,6 +9,7 @@ from gambeson.evaluation.evaluate import ATTACKS, Report, evaluate, parse_attack
 from gambeson.evaluation.finding import Diagnosis, Finding, require_healthy
 from gambeson.evaluation.grid import parse_budgets
 from gambeson.evaluation.ledger import Entry, Ledger
+from gambeson.evaluation.pace import Pace
 from gambeson.evaluation.resampling import bootstrap, bootstrap_runs
 from gambeson.evaluation.statistics import Interval, holm, mcnemar, paired_difference, wilson
 
@@ -25,6 +26,7 @@ __all__ = [
     "Finding",
     "Interval",
     "Ledger",
+    "Pace",
     "Report",
     "Stage",
     "autoattack",

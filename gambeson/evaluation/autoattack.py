@@ -113,6 +113,8 @@ def autoattack(
     dtype: torch.dtype | None = None,
     ledger: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    begin: Callable[[str, int], None] | None = None,
+    tick: Callable[[], None] | None = None,
     listen: Callable[[Stage], None] | None = None,
     checks: bool = True,
 ) -> AutoAttackReport:
@@ -140,6 +142,8 @@ def autoattack(
         ledger: Folder that keeps what is found (`state_key` gives it a name). A later call goes on from there, also
             with another version: what an attack has done counts for every ensemble that has it.
         progress: Called with the attack, the examples that are through and those that fell, since the last call.
+        begin: Called with every attack, and how many examples of this process stand, before it begins.
+        tick: Called after every step of an attack.
         listen: Called with every stage once it is over.
         checks: Examine model and data before, see `examine`; without, only images and labels are looked at.
 
@@ -181,13 +185,16 @@ def autoattack(
     stages = []
     for number, search in enumerate(searches):
         standing = mine & clean & (fell_to < 0)
+        if begin:
+            begin(search.name, int(standing.sum()))
         harvest = Harvest(model, x, y, threat, num_classes, slots)
         harvest.begin(search, standing, book, f"{rank}of{world}", progress)
         todo = (standing & ~harvest.done).nonzero().squeeze(1)
         kept = int(standing.sum()) - len(todo)
         jobs = Jobs(x[todo], y[todo], logits[todo], todo, torch.zeros_like(todo))
         try:
-            hunt(model, search, jobs, threat, Streams(seed), harvest.add, slots=slots, every=every, dtype=dtype)
+            streams = Streams(seed)
+            hunt(model, search, jobs, threat, streams, harvest.add, slots=slots, every=every, dtype=dtype, tick=tick)
         finally:
             harvest.flush()
         fell_to[harvest.fooled] = number

@@ -27,6 +27,7 @@ from gambeson.evaluation.autoattack import Stage, autoattack, state_key
 from gambeson.evaluation.ensembles import ENSEMBLES, NAMES, SEARCHES, ensemble_of
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.judging import judge, returned_images
+from gambeson.evaluation.pace import Pace, PaceKeeper
 from gambeson.evaluation.preflight import preflight
 from gambeson.evaluation.statistics import Interval, wilson
 
@@ -187,6 +188,7 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     ledger: Path | None = None,
     stages: Callable[[str, Stage], None] | None = None,
+    pace: Callable[[Pace], None] | None = None,
     search_dtype: torch.dtype | None = None,
     checks: bool = True,
 ) -> Report:
@@ -211,6 +213,7 @@ def evaluate(
         progress: Called with the number of images done; every image counts once per attack.
         ledger: Folder below which ensembles keep what they find, to go on from there.
         stages: Called with the name of an ensemble and each of its attacks once that is through.
+        pace: Called with how far the running attack of an ensemble is.
         search_dtype: Type in which ensembles search, see `autoattack`.
         checks: Examine model and data before; without, only images and labels are looked at.
 
@@ -264,12 +267,7 @@ def evaluate(
                 progress(len(labels))
     details = {}
     for name, (version, ensemble) in ensembles.items():
-        last = ensemble[-1].name
-
-        def advance(attack: str, done: int, fell: int, last: str = last) -> None:
-            if progress:
-                progress(done if attack == last else fell)
-
+        keeper = PaceKeeper(name, ensemble[-1].name, progress, pace)
         if progress:
             progress(int((~outcomes["clean"]).sum()))
         whole = autoattack(
@@ -284,7 +282,9 @@ def evaluate(
             slots=batch_size,
             dtype=search_dtype,
             ledger=ledger / state_key(model, x, y, threat, seed, search_dtype) if ledger else None,
-            progress=advance,
+            progress=keeper.advance,
+            begin=keeper.begin,
+            tick=keeper.tick,
             listen=partial(stages, name) if stages else None,
             checks=False,
         )

@@ -21,6 +21,7 @@ from gambeson.evaluation import (
     ENSEMBLES,
     SEARCHES,
     AutoAttackReport,
+    Pace,
     Stage,
     autoattack,
     create_ensemble,
@@ -291,9 +292,16 @@ def test_two_processes_find_what_one_finds(setting: tuple[nn.Sequential, Tensor,
 
 def test_stages_and_progress_are_told(setting: tuple[nn.Sequential, Tensor, Tensor]) -> None:
     told: list[tuple[str, int, int]] = []
+    begun: list[tuple[str, int]] = []
     stages: list[Stage] = []
-    found = attack(setting, progress=lambda *words: told.append(words), listen=stages.append)
+    found = attack(
+        setting,
+        progress=lambda *words: told.append(words),
+        begin=lambda *words: begun.append(words),
+        listen=stages.append,
+    )
     assert tuple(stages) == found.stages
+    assert begun == [(stage.attack, stage.standing) for stage in stages]
     for stage in stages:
         assert sum(done for name, done, _ in told if name == stage.attack) == stage.standing
         assert sum(fell for name, _, fell in told if name == stage.attack) == stage.fell
@@ -368,6 +376,7 @@ def test_an_evaluation_takes_ensembles_and_searches_by_name(
     net, x, y = setting
     units: list[int] = []
     stages: list[tuple[str, str]] = []
+    paces: list[Pace] = []
     report = evaluate(
         net,
         x,
@@ -379,6 +388,7 @@ def test_an_evaluation_takes_ensembles_and_searches_by_name(
         progress=units.append,
         ledger=tmp_path,
         stages=lambda name, stage: stages.append((name, stage.attack)),
+        pace=paces.append,
     )
     assert list(report.outcomes) == ["clean", "pgd-2", "autoattack", "apgd-ce"]
     whole = attack(setting)
@@ -386,6 +396,13 @@ def test_an_evaluation_takes_ensembles_and_searches_by_name(
     assert torch.equal(report.outcomes["apgd-ce"], whole.clean & (whole.fell_to != 0))
     assert sum(units) == 4 * 40
     assert stages == [("autoattack", stage.attack) for stage in whole.stages] + [("apgd-ce", "apgd-ce")]
+    for stage in whole.stages:
+        own = [one for one in paces if (one.ensemble, one.attack) == ("autoattack", stage.attack)]
+        assert own[0] == Pace("autoattack", stage.attack, stage.standing)
+        assert (own[-1].through, own[-1].fell) == (stage.standing, stage.fell)
+        steps = [one.steps for one in own]
+        assert steps == sorted(steps)
+        assert steps[-1] >= 6  # said after every step, not only when an image is through
     record = report.to_dict()
     assert [stage["fell"] for stage in record["ensembles"]["autoattack"]["stages"]] == [s.fell for s in whole.stages]
     assert [path.name for path in tmp_path.iterdir()] == [state_key(net, x, y, THREATS[0])]

@@ -1,0 +1,101 @@
+"""Lines about the progress of a long command, where there is no terminal to draw a bar on."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from app.helpers import Cli
+from gambeson.app import heartbeat, show
+
+Finished = Callable[[str], Path]
+WORDS = ("evaluate", "r", "--attack", "autoattack", "--test-size", "12", "--device", "cpu")
+LINE = re.compile(
+    r"autoattack (apgd-ce|apgd-t|fab-t|square): step [\d,]+, through with \d+ of \d+ images, \d+ fell, after "
+)
+
+
+def test_a_long_evaluation_says_how_far_every_stage_is(
+    cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished("r")
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    result = cli(*WORDS)
+
+    assert result.code == 0
+    lines = [line for line in result.err.splitlines() if LINE.match(line)]
+    assert len(lines) >= 2, result.err
+    assert len(set(lines)) >= 2, result.err  # they move
+    assert "after" not in result.out
+    assert [name for name in ("apgd-ce", "square") if f"autoattack: {name} fooled" in result.err] == [
+        "apgd-ce",
+        "square",
+    ]
+
+
+def test_json_is_quiet(cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished("r")
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    result = cli(*WORDS, "--json")
+
+    assert (result.code, result.err) == (0, "")
+    assert json.loads(result.out)["n"] == 12
+
+
+def test_an_attack_without_stages_counts_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    with show.progress() as bar:
+        task = bar.add_task("evaluating", total=2000)
+        bar.advance(task, 1234)
+        time.sleep(0.2)
+        bar.advance(task, 766)
+    out, err = capsys.readouterr()
+
+    assert out == ""
+    assert err.startswith("evaluating: 1,234 of 2,000, after 0 s\n")
+
+
+def test_a_task_of_unknown_length_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    with show.progress() as bar:
+        time.sleep(0.1)  # no task yet: nothing to say
+        assert capsys.readouterr().err == ""
+        bar.add_task("examining", total=None)
+        time.sleep(0.2)
+
+    assert capsys.readouterr().err.startswith("examining, after ")
+
+
+def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    monkeypatch.setattr(show, "err", Console(file=written, force_terminal=True, width=100))
+    with show.progress() as bar:
+        bar.advance(bar.add_task("evaluating", total=2000), 1234)
+        time.sleep(0.2)
+
+    assert "1234/2000" in written.getvalue()
+    assert "after" not in written.getvalue()
+
+
+def test_a_reader_that_has_gone_stops_the_lines_and_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    calls = []
+
+    def broken(line: str) -> None:
+        calls.append(line)
+        raise BrokenPipeError
+
+    with heartbeat.heartbeat(broken, lambda: "working"):
+        time.sleep(0.2)
+
+    assert len(calls) == 1
