@@ -176,6 +176,7 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
     print_table(table)
     if found.settings.get("ensembles"):
         print_table(_stage_table(found.settings["ensembles"]))
+        _say_precision(found.settings["ensembles"])
     if "aa-preview" in found.outcomes:
         out.print("aa-preview is an upper bound of the accuracy under AutoAttack, and is not AutoAttack", style="dim")
     if per_class:
@@ -188,6 +189,15 @@ def stage(name: str, found: Stage) -> None:
     fooled = f"{found.attack} fooled {found.fell:,} of {found.standing:,} in {found.seconds:.1f} s"
     kept = f" ({found.kept:,} of them from before)" if found.kept else ""
     err.print(f"{name}: {fooled}, {found.left:,} left{kept}")
+
+
+def _say_precision(ensembles: Mapping[str, Mapping[str, Any]]) -> None:
+    """Name the ensembles that searched in less than the model's precision."""
+    reduced = [name for name, found in ensembles.items() if found.get("search_dtype")]
+    if reduced:
+        names, one = ", ".join(reduced), ensembles[reduced[0]]
+        said = f"searched in {one['search_dtype']}; every fall was confirmed in {one['confirmed_in']}"
+        out.print(f"{names} {said}", soft_wrap=True)
 
 
 def _stage_table(ensembles: Mapping[str, Mapping[str, Any]]) -> Table:

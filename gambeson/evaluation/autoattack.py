@@ -62,7 +62,8 @@ class AutoAttackReport:
         y: Labels `(N,)`.
         x_adv: Adversarial images `(N, C, H, W)`, verified by the model in its own precision; the clean image where none
             was found.
-        settings: Threat, seed, and what else the result depends on.
+        settings: Threat, seed, and what else the result depends on: `search_dtype` is the type of autocast in which the
+            attacks searched (None: the model's own), `confirmed_in` the type in which every fall was judged.
     """
 
     version: str
@@ -212,9 +213,20 @@ def autoattack(
         "seed": seed,
         "slots": slots,
         "searches": [repr(search) for search in searches],
-        "search_dtype": None if dtype is None else str(dtype).removeprefix("torch."),
+        "search_dtype": None if dtype is None else dtype_name(dtype),
+        "confirmed_in": dtype_name(like_of(model, x_adv).dtype),
     }
     return AutoAttackReport(version, tuple(stages), clean, fell_to, y, x_adv, settings)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A type as records call it.
+
+    Examples:
+        >>> dtype_name(torch.bfloat16)
+        'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")
 
 
 def _logits(model: nn.Module, x: Tensor, batch_size: int, num_classes: int) -> Tensor:

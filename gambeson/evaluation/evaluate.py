@@ -23,7 +23,7 @@ from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
-from gambeson.evaluation.autoattack import Stage, autoattack, state_key
+from gambeson.evaluation.autoattack import Stage, autoattack, dtype_name, state_key
 from gambeson.evaluation.ensembles import ENSEMBLES, NAMES, SEARCHES, ensemble_of
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.judging import judge, returned_images
@@ -120,7 +120,8 @@ class Report:
         class_names: One per class.
         settings: What was run, for the record; `failed` counts, by attack, examples for which it returned NaN or
             infinite pixels (their clean image was judged): then the gradient is broken and the accuracy means little.
-            `ensembles`, where there are any, has what every attack of each did.
+            `ensembles`, where there are any, has what every attack of each did, and `search_dtype` the type in which
+            they searched, None for the model's own.
     """
 
     outcomes: dict[str, Tensor]
@@ -138,7 +139,7 @@ class Report:
             class_names: One per class.
         """
         settings = {key: record[key] for key in ("attacks", "norm", "eps", "batch_size", "seed", "failed")}
-        settings |= {"ensembles": record["ensembles"]} if "ensembles" in record else {}
+        settings |= {key: record[key] for key in ("search_dtype", "ensembles") if key in record}
         outcomes = {name: torch.from_numpy(arrays[name]) for name in record["attacks"]}
         return cls(outcomes, torch.from_numpy(arrays["y"]), tuple(class_names), settings)
 
@@ -296,7 +297,7 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "failed": {name: count for name, count in failed.items() if count},
-        **({"ensembles": details} if details else {}),
+        **({"search_dtype": search_dtype and dtype_name(search_dtype), "ensembles": details} if details else {}),
     }
     names = tuple(class_names) if class_names else tuple(str(c) for c in range(num_classes))
     return Report({name: outcomes[name] for name in wanted}, y.cpu(), names, settings)

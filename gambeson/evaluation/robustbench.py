@@ -21,7 +21,8 @@ def model_info(
 
     Returns:
         Accuracies in percent as strings, the budget as RobustBench writes it. Authors, link and venue are empty: they
-        are the user's to fill. `footnote` says on how many images it was measured.
+        are the user's to fill. `footnote` says on how many images it was measured, and if the search was in less than
+        the model's precision.
 
     Raises:
         ValueError: The record is of another version.
@@ -48,9 +49,14 @@ def model_info(
         "autoattack_acc": f"{100 * robust['value']:.2f}",
         "footnote": (
             f"{record['norm']}, {record['n']} images; 95 % interval of the robust accuracy"
-            f" {100 * robust['low']:.2f} to {100 * robust['high']:.2f}"
+            f" {100 * robust['low']:.2f} to {100 * robust['high']:.2f}{_precision(record)}"
         ),
     }
+
+
+def _precision(record: Mapping[str, Any]) -> str:
+    found = record.get("search_dtype")
+    return f"; searched in {found}, every fall confirmed in {record['confirmed_in']}" if found else ""
 
 
 def budget(eps: float) -> str:

@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from app.helpers import FAST, Cli, assert_error, bomb, edit_header, fingerprint, header_of, tensors_of, write_npz
+from gambeson.attacks import AutoPGD
+from gambeson.evaluation import ENSEMBLES
 
 Finished = Callable[[str], Path]
 
@@ -294,3 +296,25 @@ def test_an_interruption_says_where_to_go_on(
     assert result.code == 130
     assert ("what was found is kept in r/autoattack: the same command goes on" in result.err) == begun
     assert "interrupted" in result.err
+
+
+@pytest.mark.parametrize("words", [("--search-dtype", "bf16"), ()], ids=["bf16", "float32"])
+def test_a_search_in_less_precision_is_said_beside_the_number(
+    words: tuple[str, ...], cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENSEMBLES, "standard", ("short", lambda: (AutoPGD(loss="ce", steps=3),)))
+    finished("r")
+    call = ("evaluate", "r", "--attack", "autoattack,pgd-2", "--test-size", "8", "--device", "cpu", *words)
+    result = cli(*call)
+    record = json.loads(cli(*call, "--json").out)
+    note = "autoattack searched in bfloat16; every fall was confirmed in float32\n"
+    footnote = json.loads(Path("r/robustbench/best-test-autoattack-pgd-2-1.json").read_text())["footnote"]
+
+    assert result.code == 0
+    assert (note in result.out) == bool(words)
+    assert (
+        record["search_dtype"] == record["ensembles"]["autoattack"]["search_dtype"] == ("bfloat16" if words else None)
+    )
+    assert record["ensembles"]["autoattack"]["confirmed_in"] == "float32"
+    assert ("searched in bfloat16, every fall confirmed in float32" in footnote) == bool(words)
+    assert "search_dtype" not in json.loads(cli("evaluate", "r", "--attack", "pgd-2", "--test-size", "8", "--json").out)
