@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from gambeson.core.errors import CheckpointError, InputError, RunError
+from gambeson.app.states import sentence, unfinished
+from gambeson.core.errors import CheckpointError, GambesonWarning, InputError, RunError
 from gambeson.core.layout import preferred_layout
 from gambeson.core.threat import Threat, create_threat
 from gambeson.core.types import Task
@@ -169,6 +171,9 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     Raises:
         CheckpointError: No such checkpoint, damaged, or of another method or model than the run's.
         InputError: Another name.
+
+    Warns:
+        GambesonWarning: The run's training has not finished.
     """
     name = existing_checkpoint(run, name)
     tensors, header = load_checkpoint(run.checkpoint(name))
@@ -180,6 +185,9 @@ def load_model(run: Run, name: str, where: torch.device) -> tuple[nn.Module, Tas
     model = create(run.call["model"]["name"], task, width=run.call["model"]["width"], seed=0)
     load_weights(model, section(tensors, "model"), run.checkpoint(name))
     layout = preferred_layout(model, where)
+    open_end = unfinished(run)
+    if open_end is not None:
+        warnings.warn(f"{run.path}: {sentence(open_end, {name: header['step']})}", GambesonWarning, stacklevel=1)
     return model.to(where, memory_format=layout).eval(), task, name, header["step"]  # type: ignore[call-overload]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gambeson.app.build import is_bare, open_run, selected_on
+from gambeson.app.states import state, unfinished
 from gambeson.core.errors import CheckpointError, RunError
 from gambeson.core.tables import flat
 from gambeson.engine.checkpoint import read_header
@@ -35,7 +36,7 @@ def overview(root: Path) -> list[dict[str, Any]]:
                 "model": run.call["model"]["name"],
                 "selection": selected_on(run.call),
             }
-            row["state"] = state_of(run)
+            row["state"] = state(run)
             row |= _scores(run)
         except (RunError, CheckpointError, KeyError, TypeError, ValueError):
             row["state"] = "damaged"
@@ -60,7 +61,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval or None
         per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the difference of
         the accuracies with its interval, p, p after Holm's correction over all entries, and whether that is below
-        `alpha`), `alpha`, and `correction`, None where there is a single test.
+        `alpha`), `alpha`, `correction`, None where there is a single test, and `unfinished` (per run how far its
+        training is, with the step of every checkpoint that was measured; None where it has come to its end).
     """
     tables = [flat(_settings(run.call)) for run in runs]
     keys = list(dict.fromkeys(key for one in tables for key in one))
@@ -97,6 +99,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "paired": paired,
         "alpha": ALPHA,
         "correction": "holm" if len(paired) > 1 else None,
+        "unfinished": [_open_end(run) for run in runs],
     }
 
 
@@ -105,38 +108,16 @@ def main_checkpoint(run: Run) -> str:
     return "best" if run.checkpoint("best").is_file() else "final"
 
 
+def _open_end(run: Run) -> dict[str, Any] | None:
+    found = unfinished(run)
+    measured = {record["checkpoint"]: record["step"] for record in current_evaluations(run).values()}
+    return None if found is None else {**found, "checkpoints": measured}
+
+
 def method_name(call: dict[str, Any]) -> str:
     """What the weights were trained with, and then fine-tuned."""
     tuned = f" + {call['finetune']['name']}" if "finetune" in call else ""
     return f"{call['method']['name']}{tuned}"
-
-
-def state_of(run: Run) -> str:
-    """How far a run has come: `done`, `step N`, `not begun`, `imported`, or where its fine-tuning is."""
-    run.require_metrics()
-    if "imported" in run.call:
-        return "imported"
-    if "finetune" in run.call:
-        return _tuning_state(run)
-    if run.checkpoint("final").is_file():
-        return "done"
-    last = run.checkpoint("last")
-    return f"step {read_header(last)['step']}" if last.is_file() else "not begun"
-
-
-def _tuning_state(run: Run) -> str:
-    """How far a fine-tuning has come: criticality, training in a run of its own, interpolation."""
-    if run.checkpoint("final").is_file() and (run.path / "line.json").is_file():
-        return "done"
-    part = Run(run.path / "finetune", {})
-    if part.checkpoint("final").is_file():
-        return "fine-tuned, not interpolated"
-    last = part.checkpoint("last")
-    if last.is_file():
-        return f"fine-tuning, step {read_header(last)['step']}"
-    if (run.path / "layers.json").is_file():
-        return "fine-tuning, step 0"
-    return "measuring criticality" if (run.path / "criticality.partial.json").is_file() else "not begun"
 
 
 def _scores(run: Run) -> dict[str, float | None]:

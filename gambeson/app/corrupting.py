@@ -30,7 +30,7 @@ def corruptions(args: list[str]) -> int:
         raise InputError("--frost-textures is for generated images, --published reads finished ones")
     import numpy as np
 
-    from gambeson.app import build, show
+    from gambeson.app import build, show, states
     from gambeson.app.corruption_picture import draw_corruptions, print_corruptions
     from gambeson.data.corrupted import require_published
     from gambeson.data.corruptions import table_name
@@ -60,6 +60,7 @@ def corruptions(args: list[str]) -> int:
         "step": step,
         "data": data.facts.name,
         "selection": run.call.get("selection"),
+        "unfinished": states.unfinished(run),
         "set": options.set if options.corruptions is None else None,
         "source": "published" if options.published else "generated",
         "parameters": None if options.published else table_name(task.size),

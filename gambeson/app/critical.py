@@ -30,7 +30,7 @@ def criticality(args: list[str]) -> int:
         raise InputError("--rel-step-size must be above 0: an attack that makes no step finds nothing")
     if options.modules is not None and not options.modules.replace(",", " ").strip():
         raise InputError(f"--modules names no layer, got {options.modules!r}", hint="leave it out for all layers")
-    from gambeson.app import build, layered
+    from gambeson.app import build, layered, states
     from gambeson.diagnosis import draw_criticality
     from gambeson.diagnosis.pictures import require_picture
     from gambeson.engine.run import versions, write_json
@@ -42,6 +42,7 @@ def criticality(args: list[str]) -> int:
     run = build.open_run(path)
     build.use_threads(run.call)
     model, _, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
+    open_end = states.unfinished(run)
     data = build.splits(run.call, options.data_dir)
     stem = f"criticality-{options.protocol}-{name}-{options.split}"
     stem = name_of(stem, options, "size", "modules", "rel_step_size", "argmin_only", "seed")
@@ -69,6 +70,7 @@ def criticality(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "selection": run.call.get("selection"),
+        "unfinished": open_end,
         "rel_step_size": options.rel_step_size,
         "seed": options.seed,
         **found.to_dict(),

@@ -56,7 +56,7 @@ def cam(args: list[str]) -> int:
     if not 1 <= options.images <= LARGEST:
         raise InputError(f"--images must be between 1 and {LARGEST}, got {options.images}")
     require_positive(options, "test_size", "batch_size")
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, findings, show, states
     from gambeson.diagnosis import diagnose_cam, draw_cam
     from gambeson.diagnosis.pictures import require_picture
     from gambeson.engine.run import versions, write_json
@@ -70,6 +70,7 @@ def cam(args: list[str]) -> int:
     budget = next((part for part in recipe.parts if isinstance(part, PixelBudget)), None)
     rule, maps, origin = _choose(options, budget)
     model, _, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
+    open_end = states.unfinished(run)
     data = build.splits(run.call, options.data_dir)
     examples = data.test if options.split == "test" else data.val
     if len(examples) == 0:
@@ -97,6 +98,7 @@ def cam(args: list[str]) -> int:
         "step": step,
         "data": data.facts.name,
         "split": options.split,
+        "unfinished": open_end,
         "mask_from": origin,
         "assigned": budget.assign if budget and origin == "run" else None,
         **found.to_dict(),

@@ -78,20 +78,22 @@ def doctor(args: list[str]) -> int:
 
 
 def _of_run(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Module, Task, Splits, Threat]:
-    from gambeson.app import build
+    from gambeson.app import build, states
     from gambeson.data import load
 
     run = build.open_run(path)
     build.use_threads(run.call)
     threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     model, task, name, step = build.load_model(run, options.checkpoint, build.device(options.device))
+    open_end = states.unfinished(run)
     if options.data:
         size = options.size or (task.size if options.data.startswith("folder:") else None)
         fraction = 0 if options.split == "test" else 0.05
         data = load(options.data, options.data_dir, size=size, val_fraction=fraction)
     else:
         data = build.splits(run.call, options.data_dir)
-    return {"of": str(path), "checkpoint": name, "step": step}, model, task, data, threat
+    described = {"of": str(path), "checkpoint": name, "step": step, "unfinished": open_end}
+    return described, model, task, data, threat
 
 
 def _of_file(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Module, Task, Splits, Threat]:
@@ -118,6 +120,6 @@ def _of_file(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Mod
             size=options.size,
         ),
     )
-    described = {"of": str(path), "checkpoint": foreign.key, "step": None}
+    described = {"of": str(path), "checkpoint": foreign.key, "step": None, "unfinished": None}
     threat = build.recipe(foreign.call).threat
     return described, foreign.model.to(where).eval(), foreign.task, build.splits(foreign.call), threat

@@ -27,7 +27,7 @@ def eps(args: list[str]) -> int:
     require_positive(options, "test_size", "batch_size")
     import numpy as np
 
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, findings, show, states
     from gambeson.core.threat import create_threat
     from gambeson.diagnosis import draw_curve
     from gambeson.diagnosis.pictures import require_picture
@@ -47,6 +47,7 @@ def eps(args: list[str]) -> int:
     for one in grid[1:]:
         create_threat(norm, one)  # refuses what is out of range before any work
     model, task, checkpoint, step = build.load_model(run, options.checkpoint, build.device(options.device))
+    open_end = states.unfinished(run)
     data = build.splits(run.call, options.data_dir)
     examples = choose_split(data, options.split, None)
     if options.test_size is not None:
@@ -69,6 +70,7 @@ def eps(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "selection": run.call.get("selection"),
+        "unfinished": open_end,
         "budget": {"norm": threat.norm, "eps": float(threat.eps)},
         **found.to_dict(),
         "minimal": None if norms is None else described(norms, found),

@@ -33,7 +33,7 @@ def interpolate(args: list[str]) -> int:
     if options.tolerance < 0:
         raise InputError(f"--tolerance must be at least 0 points, got {options.tolerance:g}")
     names = chosen_checkpoints(options.checkpoint)
-    from gambeson.app import build, findings, show
+    from gambeson.app import build, findings, show, states
     from gambeson.attacks.pgd import PGD
     from gambeson.diagnosis.pictures import require_picture
     from gambeson.engine.run import versions, write_json
@@ -47,6 +47,7 @@ def interpolate(args: list[str]) -> int:
     where = build.device(options.device)
     model, task, name, step = build.load_model(first, names[0], where)
     other, other_task, other_name, other_step = build.load_model(second, names[1], where)
+    open_ends = [states.unfinished(run) for run in (first, second)]
     if task != other_task:
         shapes = [f"{t.channels}x{t.size}x{t.size} images of {t.num_classes} classes" for t in (task, other_task)]
         what = " and ".join(shapes) if shapes[0] != shapes[1] else f"both {shapes[0]}, normalised differently"
@@ -83,6 +84,7 @@ def interpolate(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "selection": [run.call.get("selection") for run in (first, second)],
+        "unfinished": open_ends,
         "entries": options.entries,
         "reestimate_bn": options.reestimate_bn,
         "pgd_runs": options.pgd_runs,

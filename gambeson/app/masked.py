@@ -25,7 +25,7 @@ def masking(args: list[str]) -> int:
         raise InputError(f"--out is a record and ends in .json, got {options.out}")
     import numpy as np
 
-    from gambeson.app import build, show, verdicts
+    from gambeson.app import build, show, states, verdicts
     from gambeson.diagnosis import diagnose_masking
     from gambeson.diagnosis.masking import CHECKS
     from gambeson.engine.run import versions, write_json
@@ -35,6 +35,7 @@ def masking(args: list[str]) -> int:
     threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     where = build.device(options.device)
     model, task, checkpoint, step = build.load_model(run, options.checkpoint, where)
+    open_end = states.unfinished(run)
     data = build.splits(run.call, options.data_dir)
     examples = choose_split(data, options.split, None)
     if options.test_size is not None:
@@ -66,6 +67,7 @@ def masking(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "selection": run.call.get("selection"),
+        "unfinished": open_end,
         "transfer_from": options.transfer,
         **found.to_dict(),
         "versions": versions(),

@@ -49,13 +49,14 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
 
 def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool) -> int:
     """Evaluate; of several processes the `first` one writes and prints."""
-    from gambeson.app import build, show
+    from gambeson.app import build, show, states
     from gambeson.data import load
 
     run = build.open_run(path)
     build.use_threads(run.call)
     threat = build.threat_of(build.recipe(run.call).threat, options.norm, options.eps)
     model, task, name, step = build.load_model(run, options.checkpoint, build.device(device))
+    open_end = states.unfinished(run)
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
         splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
@@ -85,7 +86,7 @@ def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool)
     )
     if not first:
         return 0
-    described = {"checkpoint": name, "step": step, "data": facts.name, "split": options.split}
+    described = {"checkpoint": name, "step": step, "data": facts.name, "split": options.split, "unfinished": open_end}
     record = save_report(run, report, described)
     if options.json:
         print(json.dumps(record, indent=2))
@@ -144,14 +145,16 @@ def measure(
 def save_report(run: Run, report: Report, described: dict[str, Any]) -> dict[str, Any]:
     """Keep a report in the run: JSON, and the outcomes per example beside it. Nothing older is overwritten.
 
-    The record says what the run was selected on: a number of one that was selected on test is optimistic.
+    The record says what the run was selected on (a number of one that was selected on test is optimistic), and where
+    its training was that had not finished.
     """
     import numpy as np
 
     from gambeson.engine.run import versions, write_json
     from gambeson.evaluation.robustbench import model_info
 
-    record = {**described, "selection": run.call.get("selection"), **report.to_dict(), "versions": versions()}
+    record = {"unfinished": None, **described, "selection": run.call.get("selection")}
+    record |= {**report.to_dict(), "versions": versions()}
     stem = f"{described['checkpoint']}-{described['split']}-" + "-".join(report.outcomes).replace("clean-", "")
     folder, number = run.path / "evaluations", 1
     while (folder / f"{stem}-{number}.json").exists():

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from gambeson.app.show import interval, new_table, out, print_table, short, stamp
+from gambeson.app.states import sentence
 from gambeson.evaluation import Interval
 
 
@@ -35,6 +36,9 @@ def comparison(found: Mapping[str, Any]) -> None:
         _paired(found)
     for name, split in zip(names, found["selection"], strict=True):
         stamp({"split": split}, name)
+    for name, open_end in zip(names, found["unfinished"], strict=True):
+        if open_end:
+            out.print(escape(f"{name}: {sentence(open_end, open_end['checkpoints'])}"), style="bold", soft_wrap=True)
 
 
 def _paired(found: Mapping[str, Any]) -> None:

@@ -187,6 +187,24 @@ class Run:
                     raise RunError(f"{self.path} is being trained by another process") from None
             yield
 
+    @property
+    def held(self) -> bool:
+        """Whether a live process holds the run for writing; on Windows, where nothing is locked, never.
+
+        Nothing is written, and the other process is not disturbed.
+        """
+        lock = self.path / ".lock"
+        if os.name != "posix" or not lock.is_file():
+            return False
+        import fcntl  # not on Windows
+
+        with open(lock) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """The evaluations by name, oldest first.
 

@@ -20,7 +20,14 @@ def found(*adjusted: float, runs: tuple[str, ...] = ("one", "two")) -> dict[str,
     ]
     correction = "holm" if len(adjusted) > 1 else None
     tested = {"paired": paired, "alpha": 0.05, "correction": correction}
-    return {"runs": runs, "selection": ["val"] * len(runs), "settings": {}, "accuracy": {}, **tested}
+    return {
+        "runs": runs,
+        "selection": ["val"] * len(runs),
+        "settings": {},
+        "accuracy": {},
+        **tested,
+        "unfinished": [None] * len(runs),
+    }
 
 
 def shown(comparison: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:

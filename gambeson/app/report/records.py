@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gambeson.app.build import is_bare, selected_on
-from gambeson.app.compare import main_checkpoint, method_name, state_of
+from gambeson.app.compare import main_checkpoint, method_name
+from gambeson.app.states import state
 from gambeson.core.errors import GambesonError, RunError
 from gambeson.engine.checkpoint import read_header
 from gambeson.engine.run import Run, read_json
@@ -96,7 +97,7 @@ def read(run: Run) -> Records:
     records = Records(run, run.path.resolve().name)
     inner = Run(run.path / "finetune", {}) if "finetune" in run.call else run
     records.rows = _try(records, inner.rows, [])
-    records.state = _try(records, lambda: state_of(run), "damaged")
+    records.state = _try(records, lambda: state(run), "damaged")
     best = inner.checkpoint("best")
     if best.is_file():
         records.best = _try(records, lambda: read_header(best)["best"], None)
