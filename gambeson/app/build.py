@@ -20,7 +20,7 @@ from gambeson.data import Facts, Splits, hold_out, load
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
 from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
-from gambeson.engine.trainer import Trainer
+from gambeson.engine.trainer import Selection, Trainer, selection_for
 from gambeson.methods import METHODS, Recipe, method
 from gambeson.models import create
 from gambeson.parts.averaging import EMA
@@ -154,6 +154,7 @@ def trainer(call: dict[str, Any], data: Splits, where: torch.device) -> Trainer:
         flip=data.facts.flip,
         description={"method": call["method"]["name"], "model": call["model"]},
         device=where,
+        select=selected_by(call),
     )
 
 
@@ -269,6 +270,12 @@ def selected_on(call: dict[str, Any]) -> str | None:
     return split
 
 
+def selected_by(call: dict[str, Any]) -> Selection:
+    """What the best checkpoint of a training is selected by; a call without it is older than the choice."""
+    found: Selection = (call.get("selection") or {}).get("by", "val/pgd10_acc")
+    return found
+
+
 def require_training(run: Run) -> None:
     """Refuse a run whose weights were imported.
 
@@ -296,6 +303,7 @@ def data_stem(data: str) -> str:
 
 def make_call(method_name: str, method_args: dict[str, Any], options: Any, settings: Settings) -> dict[str, Any]:
     """The record of a training: everything that `resume` and `evaluate` need."""
+    function = METHODS["standard"] if method_name == EXTERNAL else method(method_name)[1]
     return {
         "method": {"name": method_name, "args": method_args},
         "data": {
@@ -309,7 +317,7 @@ def make_call(method_name: str, method_args: dict[str, Any], options: Any, setti
         "model": {"name": options.model.replace("_", "-").lower(), "width": options.width},
         "ema": options.ema,
         "settings": settings.to_dict(),
-        "selection": {"split": "val", "by": "val/pgd10_acc"},
+        "selection": {"split": "val", "by": selection_for(function())},
         "threads": options.threads,
         "attack": options.attack,
         "test_size": options.test_size,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import zip_longest
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -244,7 +244,8 @@ def final(run: Run, trainer: Trainer, reports: Sequence[tuple[str, Report]]) -> 
         warn_of_failures(found)
     note = "[..]: Wilson 95 % intervals."
     if reports[0][0] == "best":
-        note += " `best` was selected on the validation split, never on test."
+        by = "PGD-10" if trainer.select == "val/pgd10_acc" else "clean"
+        note += f" `best` was selected by {by} accuracy on the validation split, never on test."
     out.print(note, style="dim", markup=False, soft_wrap=True)
     out.print(f"trained in {trainer.elapsed:.1f} s. Next:", style="dim")
     for command in (

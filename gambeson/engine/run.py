@@ -29,8 +29,8 @@ class Run:
     ```
     run.json                     the call: method and its arguments, data, model, settings, versions
     metrics.jsonl                one JSON object per line, appended
-    checkpoints/                 last, best (by validation robust accuracy), final, snapshot-STEP (where --snapshots
-                                 asks for some), healthy-STEP (for rollback)
+    checkpoints/                 last, best (by validation accuracy), final, snapshot-STEP (where --snapshots asks for
+                                 some), healthy-STEP (for rollback)
     evaluations/NAME.json, .npz  accuracies, and the outcome of every example
     ```
 

@@ -47,6 +47,11 @@ ROLLBACKS = 3
 """Rollbacks before a run gives up."""
 
 
+def selection_for(recipe: Recipe) -> Selection:
+    """What the best checkpoint of a training by `recipe` is selected by where nothing else is said."""
+    return "val/pgd10_acc" if recipe.adversarial else "val/clean_acc"
+
+
 class Trainer:
     """Trains a model by a recipe.
 
@@ -62,7 +67,8 @@ class Trainer:
         flip: The data set's mirroring, likewise.
         description: Goes into the checkpoints' header (method, model, ...), and must agree when one is loaded.
         device: Where to train.
-        select: What the best checkpoint is selected by; with `val/clean_acc` validation does not attack.
+        select: What the best checkpoint is selected by; with `val/clean_acc` validation does not attack. None:
+            `val/pgd10_acc`, and `val/clean_acc` for a recipe without an adversary.
 
     Raises:
         InputError: The batch is larger than the training set, or another setting does not fit; or the recipe trains
@@ -82,10 +88,10 @@ class Trainer:
         flip: bool = False,
         description: dict[str, Any] | None = None,
         device: torch.device | str = "cpu",
-        select: Selection = "val/pgd10_acc",
+        select: Selection | None = None,
     ) -> None:
-        require_known("selection", select, get_args(Selection))
-        self.select = select
+        self.select: Selection = select or selection_for(recipe)
+        require_known("selection", self.select, get_args(Selection))
         self.device = torch.device(device)
         layout = preferred_layout(model, self.device, settings.channels_last)
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]

@@ -16,6 +16,8 @@ Norm = Literal["Linf", "L2"]
 def standard(eps: float = 8 / 255, norm: Norm = "Linf") -> Recipe:
     """Standard training: cross-entropy on clean images.
 
+    The best checkpoint is selected by clean accuracy, since all fall under attack; validation then attacks nothing.
+
     Args:
         eps: Budget of validation and evaluation only; nothing is attacked in training.
         norm: Threat of validation and evaluation.

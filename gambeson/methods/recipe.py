@@ -115,6 +115,11 @@ class Recipe:
             raise InputError("a budget per pixel needs an attack that projects; with project=False it bounds nothing")
 
     @property
+    def adversarial(self) -> bool:
+        """Whether training meets an adversary of the images; without one there is little robustness to select by."""
+        return self.inner == "carried" or self.attack is not None
+
+    @property
     def single_step(self) -> bool:
         """Whether the images are found with one gradient: such methods can overfit catastrophically."""
         return self.inner == "carried" or (self.attack is not None and self.attack.steps == 1)

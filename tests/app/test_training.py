@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import torch
 
-from app.helpers import FAST, Cli, assert_error, bomb, fingerprint, header_of, rows_of, tensors_of, write_npz
+from app.helpers import (
+    FAST,
+    Cli,
+    assert_error,
+    bomb,
+    edit_header,
+    fingerprint,
+    header_of,
+    rows_of,
+    tensors_of,
+    write_npz,
+)
 from gambeson.app.training import train_flags, train_parser
 from gambeson.engine.checkpoint import section
 from gambeson.engine.run import Run
@@ -68,7 +79,7 @@ def test_training_says_what_it_does_and_what_came_of_it(cli: Cli) -> None:
     assert "run directory: r[1]\n" in result.out
     assert "accuracy on the test set, Linf eps 0.2, n = 50" in result.out
     assert "best (step 2)" in result.out
-    assert "[..]: Wilson 95 % intervals. `best` was selected on the validation split" in result.out
+    assert "[..]: Wilson 95 % intervals. `best` was selected by PGD-10 accuracy on the validation split" in result.out
     assert "  gambeson evaluate 'r[1]' --attack pgd-50-10 --per-class\n" in result.out
     assert "  gambeson runs compare 'r[1]' ANOTHER\n" in result.out
     assert result.err.startswith("epoch 1/1  loss ")
@@ -115,6 +126,36 @@ def test_a_training_that_diverged_ends_with_what_can_be_measured(cli: Cli, monke
     header = result.out.split("accuracy on the test set")[1].splitlines()[2]
     assert header.split() == ["weights", "clean,", "%", "[95", "%]"]
     assert {path.stem for path in Path("r/evaluations").glob("*.json")} == {"best-test-clean-1", "final-test-clean-1"}
+
+
+def test_standard_training_is_selected_by_clean_accuracy(cli: Cli) -> None:
+    words = ("--train-size", "400", "--val-fraction", "0.2", "--epochs", "3", "--attack", "clean", "--test-size", "20")
+    result = cli("train", "standard", *words, "--device", "cpu", "--run", "r")
+    rows = [row for row in rows_of(Path("r")) if "val/clean_acc" in row]
+    best = header_of(Path("r/checkpoints/best.safetensors"))["best"]
+
+    assert result.code == 0
+    assert json.loads(Path("r/run.json").read_text())["selection"] == {"split": "val", "by": "val/clean_acc"}
+    assert len(rows) == 3
+    assert not any("val/pgd10_acc" in row for row in rows)
+    assert best["val/clean_acc"] == max(row["val/clean_acc"] for row in rows)
+    assert "`best` was selected by clean accuracy on the validation split, never on test" in result.out
+    assert json.loads(cli("runs", "list", "--root", ".", "--json").out)[0]["val clean"] == best["val/clean_acc"]
+
+
+def test_a_standard_run_that_was_begun_with_pgd_goes_on_with_it(cli: Cli) -> None:
+    """As a run of an earlier version: its record says by what it selects, or nothing."""
+    words = ("--train-size", "200", "--epochs", "2", "--attack", "clean", "--test-size", "20", "--device", "cpu")
+    for name, selection in (("named", {"split": "val", "by": "val/pgd10_acc"}), ("silent", None)):
+        assert cli("train", "standard", *words, "--run", name).code == 0
+        run = Path(name)
+        call = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**call, "selection": selection}))
+        for file in ("final", "best"):
+            (run / f"checkpoints/{file}.safetensors").unlink()
+        edit_header(run / "checkpoints/last.safetensors", step=2, best=None)  # an epoch is still to come
+        assert cli("resume", name).code == 0
+        assert set(header_of(run / "checkpoints/best.safetensors")["best"]) >= {"val/clean_acc", "val/pgd10_acc"}
 
 
 def test_without_validation_nothing_is_selected(cli: Cli) -> None:

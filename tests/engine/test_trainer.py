@@ -44,7 +44,7 @@ def make(tiny_net: Net, tiny_examples: Data, tiny_task: Task, tmp_path: Path) ->
         name: str = "run",
         seed: int = 0,
         val: int = 6,
-        select: Selection = "val/pgd10_acc",
+        select: Selection | None = None,
         **changes: Any,
     ) -> Any:
         trainer = Trainer(
@@ -168,9 +168,16 @@ def test_best_may_be_selected_by_clean_accuracy_and_then_nothing_is_attacked(
     assert load_checkpoint(run.checkpoint("best"))[1]["step"] == 20
 
 
+def test_what_is_selected_by_follows_from_the_recipe_unless_it_is_said(make: Make) -> None:
+    assert make(pgd_at(eps=0.1))[0].select == "val/pgd10_acc"
+    assert make(free_at(eps=0.1), name="free")[0].select == "val/pgd10_acc"
+    assert make(standard(eps=0.1), name="standard")[0].select == "val/clean_acc"
+    assert make(standard(eps=0.1), name="said", select="val/pgd10_acc")[0].select == "val/pgd10_acc"
+
+
 def test_selection_by_clean_accuracy_never_attacks(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gambeson.attacks.pgd.PGD.__call__", lambda *_: pytest.fail("attacked"))
-    trainer, run = make(standard(eps=0.01), select="val/clean_acc")
+    trainer, run = make(standard(eps=0.01))
     trainer.fit(run)
     rows = [row for row in run.rows() if "val/clean_acc" in row]
     assert len(rows) == 2
