@@ -11,7 +11,7 @@ from gambeson.app.parsing import Parser, UsageError, options_of, require_positiv
 from gambeson.core.errors import InputError, require_known
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from gambeson.core.threat import Threat
     from gambeson.core.types import Task
@@ -70,11 +70,26 @@ def doctor(args: list[str]) -> int:
         "n": len(examples),
         "norm": threat.norm,
         "eps": threat.eps,
+        "normalisation": {
+            "layers": _normalisers(model, task.channels),
+            "data": {"mean": list(data.facts.mean), "std": list(data.facts.std)},
+        },
         **found.to_dict(),
         "versions": versions(),
     }
     print(json.dumps(record, indent=2)) if options.json else verdicts.examination(record)
     return 1 if found.errors else 0
+
+
+def _normalisers(model: nn.Module, channels: int) -> list[dict[str, Any]]:
+    """The constants that the model normalises with, layer by layer, in as many digits as float32 has."""
+    from gambeson.evaluation.normalisation import normalisers
+
+    def digits(values: Tensor) -> list[float]:
+        return [float(f"{value:.7g}") for value in values.tolist()]
+
+    found = normalisers(model, channels)
+    return [{"layer": name, "mean": digits(mean), "std": digits(std)} for name, (_, mean, std) in found.items()]
 
 
 def _of_run(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Module, Task, Splits, Threat]:

@@ -21,6 +21,7 @@ def examination(record: Mapping[str, Any]) -> None:
     out.print(
         escape(f"{of}, {record['data']} {record['split']}, {budget}: {ran or 'the model was not run'}"), soft_wrap=True
     )
+    _say_normalisation(record["normalisation"])
     table = new_table("check", "result", "found", left=3)
     for row in record["findings"]:
         style = STYLES[row["level"]]
@@ -33,6 +34,21 @@ def examination(record: Mapping[str, Any]) -> None:
         out.print(f"[bold red]{errors}[/bold red], {warnings}: an evaluation would be wrong", soft_wrap=True)
     else:
         out.print(f"{errors}, {warnings}", soft_wrap=True)
+
+
+def _say_normalisation(found: Mapping[str, Any]) -> None:
+    """The mean and std that the model normalises with, and those of the data where they are others."""
+
+    def constants(one: Mapping[str, Any]) -> str:
+        mean, std = (", ".join(f"{value:.4g}" for value in one[key]) for key in ("mean", "std"))
+        return f"mean {mean} and std {std}"
+
+    if not found["layers"]:
+        out.print("no layer of the model normalises: images in [0, 1] go in as they are", soft_wrap=True)
+    for one in found["layers"]:
+        text, data = constants(one), constants(found["data"])
+        customary = "" if text == data else f"; customary on these data: {data}"
+        out.print(escape(f"{one['layer']} normalises images, with {text}{customary}"), soft_wrap=True)
 
 
 def masking(record: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.helpers import Cli, assert_error, fingerprint, header_of, tensors_of
+from gambeson.data.facts import FACTS
 from gambeson.evaluation import CHECKS
 
 Finished = Callable[[str], Path]
@@ -74,6 +75,23 @@ def test_the_record(finished: Finished, cli: Cli) -> None:
     assert [row["check"] for row in record["findings"]] == list(CHECKS)
     assert record["errors"] == 0
     assert "torch" in record["versions"]
+    (layer,) = record["normalisation"]["layers"]
+    assert layer["layer"] == "normalize"
+    assert layer["mean"] == pytest.approx(FACTS["digits"].mean, rel=1e-6)
+    assert layer["std"] == pytest.approx(FACTS["digits"].std, rel=1e-6)
+    assert record["normalisation"]["data"] == {"mean": list(FACTS["digits"].mean), "std": list(FACTS["digits"].std)}
+
+
+def test_the_constants_of_the_normalisation_are_shown(finished: Finished, cli: Cli) -> None:
+    file = export(finished("r"), "theirs.pt")
+    mean, std = (f"{values[0]:.4g}" for values in (FACTS["digits"].mean, FACTS["digits"].std))
+    run = cli("doctor", "r", *CPU)
+    assert f"\nnormalize normalises images, with mean {mean} and std {std}\n" in run.out
+    words = ("doctor", file, "--model", "small-cnn", "--data", "digits", *CPU)
+    other = cli(*words, "--mean", "[0.25]", "--std", "[0.3]").out
+    assert f"with mean 0.25 and std 0.3; customary on these data: mean {mean} and std {std}\n" in other
+    plain = cli(*words, "--mean", "[0]", "--std", "[1]").out
+    assert "no layer of the model normalises: images in [0, 1] go in as they are" in plain
 
 
 def test_a_budget_is_judged_in_its_norm(finished: Finished, cli: Cli) -> None:
