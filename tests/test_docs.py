@@ -1,5 +1,6 @@
 """What README, recipes and stories show is what the program understands, and the Python in the README runs."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gambeson.app.cli import main
 from gambeson.app.parsing import peek, split_words
 from gambeson.app.recipes import find_recipe
 from gambeson.app.training import train_flags, train_parser
@@ -79,6 +81,13 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert re.search(r"\d+\.\d % \[", capsys.readouterr().out)
     assert (tmp_path / "runs/composed-1/checkpoints/final.safetensors").is_file()
+
+
+def test_the_error_of_the_readme_is_the_one_that_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = [json.loads(block) for language, block in BLOCKS if language == "json"]
+    assert main(["evaluate", "runs/nothing", "--json"]) == 1
+    assert shown == [json.loads(capsys.readouterr().out)]
 
 
 def test_links_of_the_readme_exist():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import warnings
@@ -43,21 +44,53 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for errors, 2 for wrong usage, 128 + signal when stopped by one."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _note
-                code = _dispatch(args)
-        except SystemExit as done:  # the parser printed its help
-            code = int(done.code or 0)
+        code = _run(args)
         sys.stdout.flush()
         return code
-    except GambesonError as error:
-        return _complain(error)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
     except BrokenPipeError:  # `gambeson list methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(args: list[str]) -> int:
+    """Run a command; an error becomes words on standard error, and with --json an object on standard output too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            return _dispatch(args)
+    except SystemExit as done:  # the parser printed its help
+        return int(done.code or 0)
+    except GambesonError as error:
+        from gambeson.app.parsing import UsageError
+
+        code = 2 if isinstance(error, UsageError) else 1
+        _print_error(args, error, error.message, error.hint, code)
+        return _say(f"gambeson: {error}", code)
+    except KeyboardInterrupt as stop:
+        words = str(stop) or "interrupted"
+        _print_error(args, stop, words, None, 130)
+        return _say(words, 130)
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a fault of the program or the machine: the traceback follows
+        _print_error(args, error, str(error), None, 1)
+        raise
+
+
+def _print_error(args: Sequence[str], error: BaseException, words: str, hint: str | None, code: int) -> None:
+    """With --json, say what went wrong as an object on standard output; of several processes the first does."""
+    if _wants_json(args) and os.environ.get("RANK", "0") == "0":
+        found = {"error": words, "hint": hint, "type": type(error).__name__, "exit_code": code}
+        print(json.dumps(found, indent=2))
+
+
+def _wants_json(args: Sequence[str]) -> bool:
+    wanted = False
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = arg.partition("=")
+        if name == "--json":
+            wanted = (value if equals else following).lower() != "false"
+    return wanted
 
 
 def _dispatch(args: list[str]) -> int:
@@ -71,7 +104,9 @@ def _dispatch(args: list[str]) -> int:
         print(f"gambeson {version('gambeson')}")
         return 0
     if args[0] not in COMMANDS:
-        return _say(f"gambeson: unknown command {args[0]!r}\nhint: {nearest(args[0], COMMANDS)}", 2)
+        from gambeson.app.parsing import UsageError
+
+        raise UsageError(f"unknown command {args[0]!r}", hint=nearest(args[0], COMMANDS))
     if "-h" in args or "--help" in args:
         _defer_torch()
     from gambeson.app import commands
@@ -96,12 +131,6 @@ def _defer_torch() -> None:
     it.
     """
     sys.modules.setdefault("torch", _Deferred("torch"))
-
-
-def _complain(error: GambesonError) -> int:
-    from gambeson.app.parsing import UsageError
-
-    return _say(f"gambeson: {error}", 2 if isinstance(error, UsageError) else 1)
 
 
 def _note(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -39,8 +38,8 @@ def evaluate(args: list[str]) -> int:
         kept = path / "autoattack"
         if not kept.is_dir():
             raise
-        print(f"interrupted; what was found is kept in {kept}: the same command goes on from there", file=sys.stderr)
-        return 130
+        words = f"interrupted; what was found is kept in {kept}: the same command goes on from there"
+        raise KeyboardInterrupt(words) from None
 
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16"}

@@ -65,7 +65,7 @@ class EvaluateOptions:
         search_dtype: bf16 or fp16: AutoAttack searches in it, and every fall is confirmed in float32.
         device: auto, cpu, cuda, cuda:N or mps.
         per_class: Print accuracies by class.
-        json: Print JSON instead of tables.
+        json: Print JSON instead of tables; an error too, as an object with error and hint.
     """
 
     attack: str = "clean,fgsm,pgd-50-10"
@@ -136,7 +136,7 @@ class DoctorOptions:
         size: Side to which a folder's images are resized, pixels.
         data_dir: Folder with the data set's files.
         device: auto, cpu, cuda, cuda:N or mps.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     checkpoint: str = "best"
@@ -176,7 +176,7 @@ class RunsOptions:
     Args:
         root: Folder that holds the runs, for list.
         plot: Picture of the training curves to write (.svg, .png), for compare.
-        json: Print JSON instead of tables.
+        json: Print JSON instead of tables; an error too, as an object with error and hint.
     """
 
     root: str = "runs"
@@ -200,7 +200,7 @@ class CamOptions:
         device: auto, cpu, cuda, cuda:N or mps.
         batch_size: Images at a time.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default RUN/diagnosis/cam.png.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     checkpoint: str = "best"
@@ -230,7 +230,7 @@ class RegionsOptions:
         seeds: Seeds, comma-separated; every one trains all five setups.
         root: Folder for the runs, the table and the picture. The same command goes on where it stopped.
         out: Picture to write (.png, .svg, .pdf); default ROOT/regions.png.
-        json: Print JSON instead of tables.
+        json: Print JSON instead of tables; an error too, as an object with error and hint.
     """
 
     eps: float | None = None
@@ -261,7 +261,7 @@ class CorruptionOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     set: str = "standard15"
@@ -298,7 +298,7 @@ class CriticalityOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     protocol: str = "release"
@@ -334,7 +334,7 @@ class EpsOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json and .npz; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     eps_grid: str | None = None
@@ -371,7 +371,7 @@ class LandscapeOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     groups: str = "five,whole"
@@ -408,7 +408,7 @@ class MaskingOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Record to write (.json), the outcome of every image beside it as .npz; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     transfer: str | None = None
@@ -483,7 +483,7 @@ class ShortcutsOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     groups: str = "former,middle,latter"
@@ -511,7 +511,7 @@ class SpectraOptions:
         checkpoint: Checkpoints in the order of the training: best, final, last, snapshot-STEP, snapshots (all of them);
             a list.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     layers: str | None = None
@@ -607,7 +607,7 @@ class InterpolateOptions:
         data_dir: Folder with the data set's files, if it has moved.
         device: auto, cpu, cuda, cuda:N or mps.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in the second run.
-        json: Print JSON instead of a table.
+        json: Print JSON instead of a table; an error too, as an object with error and hint.
     """
 
     alphas: str = "0:1:0.1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from app.helpers import COMMAND, ENV, Cli, assert_error
 from gambeson.app import cli as cli_module
 from gambeson.app import commands
 from gambeson.app.parsing import UsageError
-from gambeson.core.errors import DataError, InputError
+from gambeson.core.errors import DataError, GambesonError, InputError
 from gambeson.methods import METHODS
 
 HELP = [
@@ -177,6 +178,73 @@ def test_errors_become_a_sentence_and_a_hint(
     result = cli("train")
 
     assert result == (code, "", "gambeson: w\nhint: h\n")
+
+
+@pytest.mark.parametrize("words", [("--json",), ("--json", "true"), ("--json=true",)], ids=" ".join)
+@pytest.mark.parametrize(
+    ("error", "code"), [(UsageError("w", hint="h"), 2), (InputError("w"), 1), (DataError("w", hint="h"), 1)]
+)
+def test_with_json_an_error_is_an_object_too(
+    error: GambesonError, code: int, words: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(args: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(commands, "evaluate", fail)
+    result = cli("evaluate", *words)
+
+    assert result.code == code
+    assert result.err == f"gambeson: {error}\n"
+    assert json.loads(result.out) == {"error": "w", "hint": error.hint, "type": type(error).__name__, "exit_code": code}
+
+
+@pytest.mark.parametrize("words", [(), ("--no-json",), ("--json", "false"), ("--json=false",)], ids=" ".join)
+def test_without_json_an_error_leaves_standard_output_empty(words: tuple[str, ...], cli: Cli) -> None:
+    assert_error(cli("evaluate", "nothing", *words), 1, "nothing is not a run directory")
+
+
+def test_with_json_wrong_words_are_an_object_too(cli: Cli) -> None:
+    for words in (("evalute", "r", "--json"), ("evaluate", "r", "--json", "--atack", "fgsm"), ("runs", "--json")):
+        result = cli(*words)
+        found = json.loads(result.out)
+        assert (result.code, found["type"], found["exit_code"]) == (2, "UsageError", 2)
+        hint = f"\nhint: {found['hint']}" if found["hint"] else ""
+        assert result.err == f"gambeson: {found['error']}{hint}\n"
+
+
+def test_with_json_an_interruption_is_an_object_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(args: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "evaluate", interrupt)
+    result = cli("evaluate", "r", "--json")
+
+    assert json.loads(result.out) == {
+        "error": "interrupted",
+        "hint": None,
+        "type": "KeyboardInterrupt",
+        "exit_code": 130,
+    }
+    assert (result.code, result.err) == (130, "interrupted\n")
+
+
+def test_with_json_a_fault_of_the_program_is_an_object_before_its_traceback(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: list[str]) -> int:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(commands, "evaluate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        cli("evaluate", "r", "--json")
+
+    found = json.loads(capsys.readouterr().out)
+    assert (found["error"], found["type"], found["exit_code"]) == ("out of memory", "RuntimeError", 1)
+
+
+def test_of_several_processes_the_first_prints_the_object(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert_error(cli("evaluate", "nothing", "--json"), 1, "nothing is not a run directory")
 
 
 def test_an_interruption_before_there_is_anything_to_save_exits_130(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
