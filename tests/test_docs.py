@@ -77,6 +77,9 @@ def test_the_first_two_commands_are_the_issue_trackers_promise():
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    words = ["--epochs", "1", "--attack", "clean", "--device", "cpu"]
+    assert main(["train", "n-lap", *words]) == 0  # the first command's run, in one epoch
+    assert 'gambeson.load_run("runs/digits-n-lap-1")' in README
     code = "\n".join(block for language, block in BLOCKS if language == "python")
     exec(compile(code, "README.md", "exec"), {})
     assert re.search(r"\d+\.\d % \[", capsys.readouterr().out)
