@@ -46,7 +46,8 @@ class Collapse:
     Attributes:
         look: The first look with that verdict: the collapse lies between it and the look before.
         healthy: The look before; None where the first look of all has the verdict.
-        recovered: The first of the healthy looks with which the training ends; None where it ends collapsed.
+        recovered: The first of the looks with which the training ends and that have neither the verdict nor a gap of 20
+            points; None where there are none.
         count: Looks with the verdict.
     """
 
@@ -147,7 +148,9 @@ def find_collapse(looks: Sequence[Look]) -> Collapse | None:
     if not any(verdicts):
         return None
     first = verdicts.index(True)
-    end = len(looks) - verdicts[::-1].index(True)  # the first look after the last collapsed one
+    # The verdict alone would call a model healthy whose PGD accuracy has crept up to a quarter of its FGSM accuracy.
+    distorted = [look.collapsed or look.gap >= 0.2 for look in looks]
+    end = len(looks) - distorted[::-1].index(True)  # the first look after the last distorted one
     healthy, recovered = (looks[first - 1] if first else None), (looks[end] if end < len(looks) else None)
     return Collapse(looks[first], healthy, recovered, sum(verdicts))
 

@@ -24,6 +24,7 @@ HELP = [
     *[[name, "--help"] for name in cli_module.COMMANDS],
     ["train", "n-lap", "-h"],
     ["diagnose", "cam", "--help"],
+    ["diagnose", "overfitting", "--help"],
     ["diagnose", "regions", "--help"],
     *[["train", name, "--help"] for name in METHODS],
 ]

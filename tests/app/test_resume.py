@@ -37,6 +37,7 @@ METHODS = {
     "ema": ("n-lap", "--ema", "0.9"),
     "bf16": ("rs-fgsm", "--bf16"),
     "trades-awp": ("trades-awp", "--warmup", "1", "--steps", "2"),
+    "snapshots": ("fgsm", "--snapshots", "2"),
     "cosine": ("multi-grad", "--schedule", "cosine", "--val-fraction", "0"),
 }
 """What carries state over a step: momentum, a perturbation, an average, nothing else."""
@@ -65,7 +66,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def assert_same(run: Path, reference: Path) -> None:
     """Weights to the bit, metrics but for the time, outcomes, and the state that a further step would start from."""
-    for name in ("final", "best", "last"):
+    snapshots = sorted({file.stem for folder in (run, reference) for file in folder.glob("checkpoints/snapshot-*")})
+    for name in ("final", "best", "last", *snapshots):
         files = [folder / f"checkpoints/{name}.safetensors" for folder in (run, reference)]
         assert files[0].is_file() == files[1].is_file(), name
         if not files[0].is_file():

@@ -55,6 +55,15 @@ def test_a_training_that_ends_healthy_has_recovered_from_the_first_look_of_that_
     assert (found.recovered.step, found.count) == (200, 3)
 
 
+def test_a_large_gap_is_no_recovery_though_the_verdict_is_gone() -> None:
+    """PGD accuracy above a quarter of FGSM accuracy, and a new maximum: as FGSM training on digits ends."""
+    later = [look(150, 0.93, 0.50), look(175, 0.93, 0.55)]
+    found = find_collapse([*HISTORY, *later])
+    assert found is not None
+    assert (found.recovered, found.count) == (None, 2)
+    assert find_collapse([*HISTORY, *later, look(200, 0.6, 0.45)]).recovered.step == 200  # type: ignore[union-attr]
+
+
 def test_a_collapse_at_the_first_look_has_no_healthy_one_and_none_is_none() -> None:
     found = find_collapse([look(0, 0.9, 0.1, True)])
     assert found is not None
