@@ -19,6 +19,8 @@ def landscape(args: list[str]) -> int:
     path, options = parse_run("diagnose landscape", description, LandscapeOptions, args)
     require_known("split", options.split, ("test", "val", "train"))
     require_positive(options, "size", "batch_size")
+    if not 0 < options.memory < 1e6:
+        raise InputError(f"--memory must be gigabytes above 0, got {options.memory:g}")
     if options.dims not in (1, 2):
         raise InputError(f"--dims is 1 or 2, got {options.dims}")
     from gambeson.app import build, layered, show
@@ -62,6 +64,7 @@ def landscape(args: list[str]) -> int:
             "seed": options.seed,
             "progress": lambda: bar.advance(task),
         }
+        moving: dict[str, Any] = {"dims": options.dims, "memory": int(options.memory * 2**30)}
         for model, _, name, step in models:
             images = attacked_images(
                 model,
@@ -73,7 +76,7 @@ def landscape(args: list[str]) -> int:
                 seed=options.seed,
             )
             rows = [
-                weight_landscape(model, images, examples.y, layers, title=group, dims=options.dims, **common)
+                weight_landscape(model, images, examples.y, layers, title=group, **moving, **common)
                 for group, layers in groups.items()
             ]
             if with_input:

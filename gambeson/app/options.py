@@ -357,7 +357,8 @@ class LandscapeOptions:
     """Around which weights to walk, how far, and on which images.
 
     Args:
-        groups: Layers (conv1), former, middle, latter, whole, five (single layers over the depth), input; a list.
+        groups: Layers (conv1), former, middle, latter, whole, five (single layers over the depth), layers (all single
+            layers), input; a list.
         inputs: clean, or the attack whose images are used: fgsm, pgd-K, mm3.
         dims: Random directions, 1 (curves) or 2 (maps).
         points: Points along a direction, odd.
@@ -366,6 +367,7 @@ class LandscapeOptions:
         split: test, val or train.
         size: At most that many images.
         budget: Images through the model that are not to be exceeded.
+        memory: Gigabytes for values that are kept between points.
         seed: Seed of the directions and of the attack.
         batch_size: Images at a time.
         data_dir: Folder with the data set's files, if it has moved.
@@ -383,6 +385,7 @@ class LandscapeOptions:
     split: str = "test"
     size: int = 256
     budget: int = 2_000_000
+    memory: float = 4.0
     seed: int = 0
     batch_size: int = 256
     data_dir: str | None = None

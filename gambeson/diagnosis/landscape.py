@@ -18,7 +18,10 @@ from gambeson.core.parameters import applied, layer_weights, like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat, box
 from gambeson.data.loader import to_unit
+from gambeson.diagnosis.groups import short
+from gambeson.diagnosis.prefixes import PrefixCache
 from gambeson.diagnosis.probes import batches, random_direction
+from gambeson.diagnosis.suffix import Graph
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.finding import finite_number
 
@@ -110,13 +113,15 @@ def weight_landscape(
     dims: int = 2,
     batch_size: int = 256,
     seed: int = 0,
+    memory: int = 4 * 2**30,
     progress: Callable[[], None] | None = None,
 ) -> Landscape:
     """The mean cross-entropy at `W + a d_1 + b d_2`, d random Gaussian directions of some layers' weights.
 
     The directions are filter-normalised; a layer's are the same in every group that has it, and for every model with
     these layers, so that groups and checkpoints can be compared. BatchNorm has its running statistics, which belong to
-    the weights in the centre.
+    the weights in the centre. What the layers' weights cannot change is computed once and kept, so that every point
+    runs what follows them only; on the CPU in float32 that gives the bits of whole networks.
 
     Args:
         model: Maps images in [0, 1] to logits; its weights come back bit for bit.
@@ -128,6 +133,7 @@ def weight_landscape(
         dims: 1 or 2 directions.
         batch_size: Images at a time.
         seed: Seed of the directions.
+        memory: Bytes for values that are kept; where they do not fit, every point runs the whole network.
         progress: Called after every point.
 
     Raises:
@@ -153,10 +159,14 @@ def weight_landscape(
             for name in layers
         }
         with applied(model, {name: v for name, v in moved.items() if isinstance(v, Tensor)}):
-            return _mean_loss(model, x, y, batch_size)
+            return _mean_loss(lambda part: cut.run(inputs(part)), y, batch_size)
 
     with torch.no_grad(), batch_norm(model, "running"):
         check_examples(x, y, model(x[:1]).shape[1])
+        y = y.to(x.device)
+        graph = Graph(model, x[:1])
+        cut = graph.cut(*map(short, layers))
+        cut, inputs = PrefixCache(graph, x, [cut], batch_size, memory).advance(cut)
         loss = _fill(axis, dims, at, progress)
     settings = {"kind": "weights", "dims": dims, "n": len(y), "seed": seed}
     return Landscape(title, tuple(axis), loss, tuple(layers), settings)
@@ -206,7 +216,7 @@ def input_landscape(
 
         def at(point: tuple[float, ...]) -> float:
             moved = box(images + threat.eps * (point[0] * first + point[1] * second))
-            return _mean_loss(model, moved, labels, batch_size)
+            return _mean_loss(lambda part: model(moved[part]), labels, batch_size)
 
         with torch.no_grad():
             loss = _fill(axis, 2, at, progress)
@@ -214,10 +224,9 @@ def input_landscape(
     return Landscape("input", tuple(axis), loss, (), settings)
 
 
-def _mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch_size: int) -> float:
+def _mean_loss(logits_of: Callable[[slice], Tensor], y: Tensor, batch_size: int) -> float:
     """Infinite where it is not finite."""
-    y = y.to(x.device)
-    sums = [ce(model(x[part]), y[part]).double().sum() for part in batches(len(y), batch_size)]
+    sums = [ce(logits_of(part), y[part]).double().sum() for part in batches(len(y), batch_size)]
     mean = float(torch.stack(sums).sum()) / len(y)
     return mean if mean < float("inf") else float("inf")
 

@@ -94,6 +94,7 @@ def test_curves_in_json(cli: Cli, finished: Finished) -> None:
         (("r", "--inputs", "pdg-5"), 1, ("unknown attack 'pdg-5'",)),
         (("r", "--size", "0"), 1, ("--size must be at least 1, got 0",)),
         (("r", "--batch-size", "0"), 1, ("--batch-size must be at least 1, got 0",)),
+        (("r", "--memory", "0"), 1, ("--memory must be gigabytes above 0, got 0",)),
         (("r", "--budget", "1000"), 1, ("images through the model, more than --budget 1,000", "fewer --points")),
         (("r", "--checkpoint", "newest"), 1, ("unknown checkpoint 'newest'",)),
         (("r", "--checkpoint", "snapshots"), 1, ("r kept no snapshots", "--snapshots N")),

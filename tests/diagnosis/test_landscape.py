@@ -14,13 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gambeson.core.errors import InputError
+from gambeson.core.parameters import layer_weights
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat
-from gambeson.core.types import Batch
+from gambeson.core.types import Batch, Task
+from gambeson.diagnosis.groups import main_layers, parse_groups
 from gambeson.diagnosis.landscape import Landscape, grid_axis, input_landscape, weight_landscape
 from gambeson.diagnosis.landscape_picture import draw_landscapes
 from gambeson.diagnosis.probes import attacked_images, filter_normalised
+from gambeson.models.resnets import preact_resnet18, resnet18
+from gambeson.models.small_cnn import SmallCNN
+from gambeson.models.vit import VisionTransformer
 
+TASK = Task(num_classes=3, channels=3, size=8, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 Net = Callable[..., nn.Sequential]
 Labelled = Callable[..., Batch]
 
@@ -92,6 +98,41 @@ def test_a_layers_direction_is_the_same_in_every_group(curved_net: Net, labelled
     assert torch.allclose(both.loss[:, 1], one.loss)
     other = weight_landscape(model, batch.x, batch.y, ["0.weight"], axis=grid_axis(3, 1.0), dims=1, seed=1)
     assert not torch.allclose(other.loss, one.loss)
+
+
+@pytest.mark.parametrize(
+    ("build", "dims"),
+    [
+        (lambda: resnet18(TASK, width=16).to(memory_format=torch.channels_last), 1),
+        (lambda: preact_resnet18(TASK, width=4), 1),
+        (lambda: VisionTransformer(TASK, patch=4, dim=16, depth=2, heads=2), 1),
+        (lambda: SmallCNN(TASK).to(memory_format=torch.channels_last), 2),
+    ],
+    ids=["resnet18, channels-last", "preact-resnet18", "vit", "small-cnn, channels-last"],
+)
+def test_what_follows_the_layers_gives_the_bits_of_the_whole_network(build: Callable[[], nn.Module], dims: int) -> None:
+    """Float32 on the CPU, the same batches: no difference at any point, of single layers and of groups."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x, y = build().eval(), torch.rand(7, 3, 8, 8), torch.arange(7) % 3
+    calls: list[int] = []
+    model.get_submodule(next(iter(layer_weights(model))).removesuffix(".weight")).register_forward_hook(
+        lambda *_: calls.append(1)
+    )
+    for group, layers in parse_groups(model, "five,latter,whole").items():
+        found = []
+        for memory in (2**30, 0):
+            calls.clear()
+            found.append(
+                weight_landscape(
+                    model, x, y, layers, axis=grid_axis(5, 1.0), dims=dims, batch_size=4, seed=1, memory=memory
+                ).loss
+            )
+            first = group == "whole" or layers == main_layers(model)[:1]
+            points = 5**dims * 2
+            assert len(calls) >= points if first or not memory else len(calls) < 10, group
+        assert torch.equal(found[0], found[1]), group
+        assert float(found[0].max() - found[0].min()) > 1e-5
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)])
