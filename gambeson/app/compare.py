@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gambeson.app.build import is_bare, open_run, selected_on
+from gambeson.app.gaps import gaps
 from gambeson.app.states import state, unfinished
 from gambeson.core.errors import CheckpointError, RunError
 from gambeson.core.tables import flat
@@ -61,8 +62,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval or None
         per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the difference of
         the accuracies with its interval, p, p after Holm's correction over all entries, and whether that is below
-        `alpha`), `alpha`, `correction`, None where there is a single test, and `unfinished` (per run how far its
-        training is, with the step of every checkpoint that was measured; None where it has come to its end).
+        `alpha`), `alpha`, `correction`, None where there is a single test, `gaps` (why cells are empty or not
+        tested, and the commands that help, see `gambeson.app.gaps`), and `unfinished` (per run how far its training is,
+        with the step of every checkpoint that was measured; None where it has come to its end).
     """
     tables = [flat(_settings(run.call)) for run in runs]
     keys = list(dict.fromkeys(key for one in tables for key in one))
@@ -99,6 +101,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "paired": paired,
         "alpha": ALPHA,
         "correction": "holm" if len(paired) > 1 else None,
+        "gaps": gaps(runs, outcomes),
         "unfinished": [_open_end(run) for run in runs],
     }
 
@@ -185,5 +188,7 @@ def _outcomes(run: Run) -> dict[str, dict[str, Any]]:
             where = "" if record["data"] == run.call["data"]["name"] else f" on {record['data']}"
             key = f"{record['checkpoint']} {attack}{budget}{where}"
             if key not in found or record["n"] >= found[key]["accuracy"]["n"]:
+                of = {name: record[name] for name in ("checkpoint", "norm", "eps", "data")}
                 found[key] = {"accuracy": accuracy, "y": arrays["y"], "correct": arrays[attack]}
+                found[key]["of"] = {"attack": attack, **of}
     return found

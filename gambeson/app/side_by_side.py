@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.markup import escape
 
+from gambeson.app.gaps import REASONS
 from gambeson.app.show import interval, new_table, out, print_table, short, stamp
 from gambeson.app.states import sentence
 from gambeson.evaluation import Interval
@@ -34,11 +35,34 @@ def comparison(found: Mapping[str, Any]) -> None:
         out.print(escape(f"main: {said}"), style="dim", soft_wrap=True)
     if found["paired"]:
         _paired(found)
+    _gaps(found["gaps"])
     for name, split in zip(names, found["selection"], strict=True):
         stamp({"split": split}, name)
     for name, open_end in zip(names, found["unfinished"], strict=True):
         if open_end:
             out.print(escape(f"{name}: {sentence(open_end, open_end['checkpoints'])}"), style="bold", soft_wrap=True)
+
+
+def _gaps(gaps: Sequence[Mapping[str, Any]]) -> None:
+    """Why cells are empty or not tested, run by run, and the commands that help."""
+    by: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for gap in gaps:
+        by.setdefault((gap["run"], gap["reason"]), []).append(gap)
+    for (run, reason), some in by.items():
+        lines = ", ".join(_line(gap) for gap in some)
+        has = list(dict.fromkeys(line for gap in some for line in gap["has"]))
+        there = f"; it has {', '.join(has)}" if reason == "missing" and has else ""
+        out.print(escape(f"{run} {REASONS[reason]} {lines}{there}"), soft_wrap=True)
+    commands = list(dict.fromkeys(gap["command"] for gap in gaps if gap["command"]))
+    if commands:
+        out.print("to compare on the same images, run")
+    for command in commands:
+        out.print(f"  {escape(command)}", soft_wrap=True)
+
+
+def _line(gap: Mapping[str, Any]) -> str:
+    differs = gap["n"] is not None and gap["n"] != gap["wanted"]
+    return f"{gap['key']} (n = {gap['n']:,}, not {gap['wanted']:,})" if differs else str(gap["key"])
 
 
 def _paired(found: Mapping[str, Any]) -> None:

@@ -26,6 +26,7 @@ def found(*adjusted: float, runs: tuple[str, ...] = ("one", "two")) -> dict[str,
         "settings": {},
         "accuracy": {},
         **tested,
+        "gaps": [],
         "unfinished": [None] * len(runs),
     }
 
@@ -72,3 +73,31 @@ def test_the_number_of_images_stands_beside_the_accuracies(
 ) -> None:
     values = [{"value": 0.5, "low": 0.4, "high": 0.6, "n": n} for n in sizes]
     assert f"best clean, {said}" in shown({**found(), "accuracy": {"best clean": values}}, capsys)
+
+
+def gap(reason: str, **changes: Any) -> dict[str, Any]:
+    usual = {"run": "two", "key": "best fgsm Linf 0.2", "reason": reason, "n": None, "wanted": 397, "has": []}
+    return {**usual, "command": "gambeson evaluate two --attack fgsm --eps 0.2 --test-size 397", **changes}
+
+
+def test_what_is_missing_is_said_with_the_command_that_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    has = ["best fgsm Linf 0.1, n = 100"]
+    missing = [gap("missing", has=has), gap("missing", key="best pgd-40 Linf 0.2", has=has)]
+    out = shown({**found(0.5), "gaps": missing}, capsys)
+    assert (
+        "two has no evaluation of best fgsm Linf 0.2, best pgd-40 Linf 0.2; it has best fgsm Linf 0.1, n = 100" in out
+    )
+    assert out.count("gambeson evaluate two --attack fgsm --eps 0.2 --test-size 397") == 1
+    assert "to compare on the same images, run gambeson" in out
+
+
+def test_fewer_images_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown({**found(0.5), "gaps": [gap("fewer images", n=100)]}, capsys)
+    assert "two was evaluated on fewer images: best fgsm Linf 0.2 (n = 100, not 397)" in out
+
+
+def test_where_no_command_helps_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    out = shown({**found(), "gaps": [gap("other data", command=None)]}, capsys)
+    assert "two was trained on other data: no images in common for best fgsm Linf 0.2" in out
+    assert "to compare" not in out
+    assert "evaluate" not in shown(found(0.5), capsys)
