@@ -70,9 +70,10 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     keys = list(dict.fromkeys(key for one in tables for key in one))
     settings = {key: [one.get(key) for one in tables] for key in keys}
     main = [main_checkpoint(run) for run in runs]
-    outcomes = [_outcomes(run) for run in runs]
+    measured = [_outcomes(run) for run in runs]
+    outcomes = measured
     if len(set(main)) > 1:  # such as a run and its fine-tuning: what each is reported by stands side by side too
-        outcomes = [_with_main(found, name) for found, name in zip(outcomes, main, strict=True)]
+        outcomes = [_with_main(found, name) for found, name in zip(measured, main, strict=True)]
     attacks = list(dict.fromkeys(key for one in outcomes for key in one))
     paired: list[dict[str, Any]] = []
     for key in attacks:
@@ -101,7 +102,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "paired": paired,
         "alpha": ALPHA,
         "correction": "holm" if len(paired) > 1 else None,
-        "gaps": gaps(runs, outcomes),
+        "gaps": gaps(runs, measured),
         "unfinished": [_open_end(run) for run in runs],
     }
 
