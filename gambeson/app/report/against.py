@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gambeson.app import compare
-from gambeson.app.report.blocks import Block, Section, Table, Words
+from gambeson.app.report.blocks import Block, Command, Section, Table, Words
 from gambeson.app.report.charts import SERIES
 from gambeson.app.report.records import Records
 from gambeson.app.report.training import overlaid
@@ -43,6 +43,10 @@ def against(runs: Sequence[Records]) -> list[Section]:
             )
         )
         blocks.append(_paired(found, dict(zip([str(records.run.path) for records in runs], names, strict=True))))
+    missing = dict.fromkeys(gap["command"] for gap in found["gaps"] if gap["command"])
+    if missing:
+        blocks.append(Words("More of the table can be compared after:", "note"))
+        blocks += [Command(command) for command in missing]
     for name, one in zip(names, runs, strict=True):
         if said := stamp(one.selection):
             blocks.append(Words(f"{name}: {said}", "warning"))
