@@ -105,7 +105,7 @@ def overfitting(records: Records) -> Section | None:
         return None
     try:
         reports, _ = stored_reports(records.run)
-    except GambesonError:
+    except (GambesonError, KeyError, TypeError, AttributeError):
         reports = {}  # what cannot be read is named already
     try:
         found = diagnose_overfitting(records.rows, reports=reports, complete="final" in records.steps)
