@@ -3,64 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gambeson.core.errors import InputError
 from gambeson.diagnosis.class_gaps import ClassGaps, Paired, class_gaps, compare_best_and_final, strongest_common
-from gambeson.diagnosis.collapse import (
-    Collapse,
-    Detection,
-    Look,
-    detect,
-    find_collapse,
-    read_looks,
-    read_number,
-    read_place,
-)
+from gambeson.diagnosis.collapse import Collapse, Detection, Look, detect, find_collapse, read_looks
+from gambeson.diagnosis.validations import RobustOverfitting, Validation, best_and_last, read_lines
 from gambeson.evaluation.evaluate import Report
-
-
-@dataclass(frozen=True)
-class Validation:
-    """A validation, or a line of the training's own accuracy.
-
-    Attributes:
-        step: After so many steps.
-        epoch: The same in epochs.
-        clean: Accuracy without attack; None for a line of training on adversarial images.
-        robust: Accuracy under PGD-10, in training under its own attack; None where nothing was attacked.
-    """
-
-    step: int
-    epoch: float
-    clean: float | None
-    robust: float | None
-
-
-@dataclass(frozen=True)
-class RobustOverfitting:
-    """The best and the last validation under PGD-10.
-
-    Attributes:
-        best: The one that the checkpoint `best` is from: the highest robust accuracy, of equals the highest clean one,
-            then the first.
-        last: The last one.
-    """
-
-    best: Validation
-    last: Validation
-
-    @property
-    def drop(self) -> float:
-        """Robust accuracy of the best minus that of the last; never negative, since the best was chosen by it."""
-        assert self.best.robust is not None
-        assert self.last.robust is not None
-        return self.best.robust - self.last.robust
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        return {"best": asdict(self.best), "last": asdict(self.last), "drop": self.drop}
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +60,11 @@ class Overfitting:
         found = self.collapse
         since = f"between {_at(found.healthy)} and" if found.healthy else "by the first look,"
         said = f"catastrophic overfitting {since} {_at(found.look)}"
-        said += f": then FGSM {found.look.fgsm:.1%}, PGD-10 {found.look.pgd:.1%}"
+        said += f": then {_accuracies(found.look)}"
         if found.recovered:
             said += f"; healthy again from {_at(found.recovered)} on"
         else:
-            said += f", and at the last look FGSM {self.looks[-1].fgsm:.1%}, PGD-10 {self.looks[-1].pgd:.1%}"
+            said += f", and at the last look {_accuracies(self.looks[-1])}"
         return said + (f" ({self.rollbacks} rollback{'s' * (self.rollbacks > 1)})" if self.rollbacks else "")
 
     def _signs(self) -> str:
@@ -131,10 +81,10 @@ class Overfitting:
             return "no validation under attack: of robust overfitting nothing is known"
         best, last = self.robust.best, self.robust.last
         if best.robust == last.robust:
-            said = f"validation PGD-10 is as high at the end as ever ({last.robust:.1%})"
+            said = f"validation PGD-10 is as high at the end as ever ({_percent(last.robust)})"
         else:
-            said = f"validation PGD-10 was highest at epoch {best.epoch:.3g} ({best.robust:.1%}), at the end"
-            said += f" {100 * self.robust.drop:.1f} points lower ({last.robust:.1%})"
+            said = f"validation PGD-10 was highest at epoch {best.epoch:.3g} ({_percent(best.robust)}), at the end"
+            said += f" {100 * self.robust.drop:.1f} points lower ({_percent(last.robust)})"
         return said + (f"; {self._test(self.paired)}" if self.paired else "")
 
     def _test(self, paired: Paired) -> str:
@@ -211,8 +161,8 @@ def diagnose_overfitting(
     if unknown := [name for name in reports if name not in ("best", "final")]:
         raise InputError(f"reports are of best and final, got {', '.join(unknown)}")
     looks, damaged = read_looks(rows)
-    validations, wrong = _lines(rows, "val/clean_acc", "val/pgd10_acc")
-    training, more = _lines(rows, "train/clean_acc", "train/adv_acc")
+    validations, wrong = read_lines(rows, "val/clean_acc", "val/pgd10_acc")
+    training, more = read_lines(rows, "train/clean_acc", "train/adv_acc")
     if not looks and not validations and not training:
         raise InputError("the metrics hold no look of a sentinel, no validation and no line of training")
     attack = strongest_common(reports)
@@ -223,35 +173,12 @@ def diagnose_overfitting(
         rollbacks=sum(str(row.get("event")).startswith("rollback") for row in rows),
         training=training,
         validations=validations,
-        robust=_best_and_last(validations),
+        robust=best_and_last(validations),
         paired=compare_best_and_final(reports, attack) if attack else None,
         classes={name: class_gaps(report, attack) for name, report in reports.items()} if attack else {},
         complete=complete,
         damaged=damaged + wrong + more,
     )
-
-
-def _lines(rows: Sequence[Mapping[str, Any]], clean: str, robust: str) -> tuple[tuple[Validation, ...], int]:
-    """The rows with one of two accuracies, and how many of them are damaged."""
-    found: list[Validation] = []
-    damaged = 0
-    for row in rows:
-        given = [key for key in (clean, robust) if key in row]
-        if not given:
-            continue
-        place, values = read_place(row), [read_number(row, key) for key in given]
-        if place is None or None in values or (found and place[0] <= found[-1].step):
-            damaged += 1
-            continue
-        found.append(Validation(*place, read_number(row, clean), read_number(row, robust)))
-    return tuple(found), damaged
-
-
-def _best_and_last(validations: Sequence[Validation]) -> RobustOverfitting | None:
-    attacked = [one for one in validations if one.robust is not None and one.clean is not None]
-    if not attacked:
-        return None
-    return RobustOverfitting(max(attacked, key=lambda one: (one.robust, one.clean)), attacked[-1])
 
 
 def _columns(rows: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
@@ -264,6 +191,15 @@ SIGNS = {
     "aae": "abnormal adversarial examples",
 }
 """What detectors other than the sentinel's own look at, in words."""
+
+
+def _accuracies(look: Look) -> str:
+    return f"FGSM {_percent(look.fgsm)}, PGD-10 {_percent(look.pgd)}"
+
+
+def _percent(share: float | None) -> str:
+    assert share is not None
+    return f"{100 * share:.1f} %"
 
 
 def _at(look: Look) -> str:

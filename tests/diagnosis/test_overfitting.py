@@ -72,10 +72,10 @@ def test_a_collapse_in_numbers_and_words() -> None:
     assert found.robust is not None
     assert found.robust.drop == pytest.approx(0.35)
     assert found.sentence() == (
-        "Catastrophic overfitting between step 50 (epoch 1) and step 75 (epoch 1.5): then FGSM 90.0%, PGD-10 10.0%, and"
-        " at the last look FGSM 95.0%, PGD-10 0.0%. A sudden fall of PGD-10 at step 75; abnormal adversarial examples"
-        " at step 75; not seen: a sudden fall of gradient alignment. Validation PGD-10 was highest at epoch 1 (40.0%),"
-        " at the end 35.0 points lower (5.0%)."
+        "Catastrophic overfitting between step 50 (epoch 1) and step 75 (epoch 1.5): then FGSM 90.0 %, PGD-10 10.0 %,"
+        " and at the last look FGSM 95.0 %, PGD-10 0.0 %. A sudden fall of PGD-10 at step 75; abnormal adversarial"
+        " examples at step 75; not seen: a sudden fall of gradient alignment. Validation PGD-10 was highest at epoch 1"
+        " (40.0 %), at the end 35.0 points lower (5.0 %)."
     )
     record = json.loads(json.dumps(found.to_dict()))
     assert record["looks"] == {
@@ -105,7 +105,9 @@ def test_a_training_that_went_back_and_recovered() -> None:
 
 def test_a_collapse_before_the_first_look() -> None:
     found = diagnose_overfitting([look(50, 0.9, 0.1, event=True)])
-    assert found.sentence().startswith("Catastrophic overfitting by the first look, step 50 (epoch 1): then FGSM 90.0%")
+    assert found.sentence().startswith(
+        "Catastrophic overfitting by the first look, step 50 (epoch 1): then FGSM 90.0 %"
+    )
 
 
 def test_a_healthy_training_says_how_near_it_came() -> None:
@@ -113,7 +115,7 @@ def test_a_healthy_training_says_how_near_it_came() -> None:
     assert found.collapse is None
     assert found.sentence() == (
         "No catastrophic overfitting in 3 looks: FGSM at most 15.0 points above PGD-10 (step 100 (epoch 2))."
-        " Validation PGD-10 is as high at the end as ever (40.0%)."
+        " Validation PGD-10 is as high at the end as ever (40.0 %)."
     )
 
 
@@ -126,8 +128,8 @@ def test_without_a_sentinel_robust_overfitting_is_told() -> None:
     assert found.looks == ()
     assert all(one.judged == 0 and one.look is None for one in found.detections)
     assert found.sentence() == (
-        "No sentinel watched: of a collapse nothing is known. Validation PGD-10 was highest at epoch 3 (50.0%), at the"
-        " end 8.0 points lower (42.0%)."
+        "No sentinel watched: of a collapse nothing is known. Validation PGD-10 was highest at epoch 3 (50.0 %), at the"
+        " end 8.0 points lower (42.0 %)."
     )
 
 
