@@ -16,7 +16,7 @@ class TrainOptions:
         verify: Check the files that are already there against the published checksums.
         val_fraction: Share of the training set held out for validation and selection, stratified; 0 selects nothing.
         train_size: Train on that many images only, stratified.
-        size: Side to which a folder's images are resized, pixels.
+        size: Side to which a folder's images are resized, pixels; default their own, at most 64.
         model: Network, see `gambeson list models`.
         width: Channels of the network's first stage; fewer for work on a CPU.
         ema: Decay of a moving average of the weights, which is then validated and saved; such as 0.995.

@@ -67,6 +67,13 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
         out.print("no validation split: the last weights are kept, nothing is selected")
 
 
+def chosen(settings: Mapping[str, Any]) -> None:
+    """Say which settings were chosen by the number and the size of the images."""
+    if settings:
+        options = ", ".join(f"--{key.replace('_', '-')} {short(value)}" for key, value in settings.items())
+        out.print(f"chosen by the number and the size of the images: {options}", soft_wrap=True)
+
+
 def _budget_line(part: BudgetState) -> str:
     """What a budget per pixel does, with everything that was left to defaults."""
     spec = part.spec

@@ -74,6 +74,8 @@ def train(args: list[str]) -> int:
     asked = {"tensorboard": options.tensorboard, "report": options.report}
     run = Run.create(folder, {"command": ["gambeson", "train", *args], **asked, **call})
     show.training(run, trainer, data)
+    if options.data.startswith("folder:"):
+        show.chosen({key: value for key, value in presets.training(options.data).items() if values[key] == value})
     return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
 
 
@@ -105,8 +107,9 @@ def train_parser(name: str, function: Callable[..., Any], data: str) -> tuple[Pa
         "eps",
         "Budget, fraction of the pixel range, as 8/255 or 0.03; default the data set's (digits 0.2, CIFAR 8/255).",
     )
-    parser.add(Settings, **presets.TRAINING.get(data, {}))
-    parser.add(TrainOptions, **presets.TRAINING.get(data, {}))
+    usual = presets.training(data)
+    parser.add(Settings, **usual)
+    parser.add(TrainOptions, **usual)
     return parser, names
 
 

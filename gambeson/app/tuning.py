@@ -176,7 +176,8 @@ def _require_possible(call: dict[str, Any], base: Run, options: RiftOptions, whe
     if call["settings"]["batch_size"] > len(data.train):
         raise InputError(
             f"the batch size must be between 1 and the {len(data.train)} training images,"
-            f" got {call['settings']['batch_size']}"
+            f" got {call['settings']['batch_size']}",
+            hint=f"use --batch-size {min(128, len(data.train))} or less",
         )
     measured = needs_criticality(options.module)
     instead = f"--select test{' --mrc-split test' * measured}"

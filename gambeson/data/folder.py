@@ -12,8 +12,7 @@ from gambeson.core.errors import DataError, InputError
 from gambeson.data.facts import measured_facts
 from gambeson.data.images import IMAGE_SUFFIXES, decode, open_tree
 from gambeson.data.splits import Examples, Pool, hold_out, labelled
-
-TEST_FRACTION = 0.2
+from gambeson.data.survey import TEST_FRACTION
 
 
 def read_folder(path: Path, *, size: int = 64) -> Pool:
