@@ -6,6 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from gambeson.evaluation import Pace
 
 SECONDS = 30.0
 """Between two lines."""
@@ -41,6 +47,23 @@ def heartbeat(say: Callable[[str], None], describe: Callable[[], str | None]) ->
     finally:
         over.set()
         thread.join()
+
+
+def reached(bar: Progress) -> str | None:
+    """How far the task of a progress bar is, in words; None before there is one."""
+    task = next((task for task in bar.tasks if not task.finished), None)
+    if task is None:
+        return None
+    counted = "" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
+    note = task.fields.get("note") or counted
+    return f"{task.description}: {note}" if note else task.description
+
+
+def attack_pace(bar: Progress, task: TaskID, pace: Pace) -> None:
+    """Name the running attack of an ensemble beside the bar, and off a terminal how far it is too."""
+    note = f"step {pace.steps:,}, through with {pace.through:,} of {pace.standing:,} images, {pace.fell:,} fell"
+    name = pace.ensemble if pace.ensemble == pace.attack else f"{pace.ensemble} {pace.attack}"
+    bar.update(task, description=name, note=note)
 
 
 def duration(seconds: float) -> str:

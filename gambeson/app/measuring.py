@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gambeson.app.heartbeat import attack_pace
 from gambeson.app.options import EvaluateOptions
 from gambeson.app.parsing import parse_run
 from gambeson.core.errors import InputError, require_known
@@ -136,7 +137,7 @@ def measure(
             progress=lambda done: bar.advance(task, done),
             ledger=ledger,
             stages=None if quiet else show.stage,
-            pace=partial(show.attack_pace, bar, task),
+            pace=partial(attack_pace, bar, task),
             search_dtype=getattr(torch, DTYPES[search_dtype]) if search_dtype else None,
         )
 

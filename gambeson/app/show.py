@@ -16,19 +16,18 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 
-from gambeson.app.heartbeat import heartbeat
+from gambeson.app.heartbeat import heartbeat, reached
 from gambeson.core.errors import GambesonError
 from gambeson.data import Splits
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
-from gambeson.evaluation import Interval, Pace, Report, Stage
+from gambeson.evaluation import Interval, Report, Stage
 from gambeson.parts.budget_state import BudgetState
 
 Listener = Callable[[dict[str, Any]], None]
@@ -115,25 +114,8 @@ def progress(quiet: bool = False, *, lines: bool = True) -> Iterator[Progress]:
         if quiet or err.is_terminal or not lines:
             yield bar
             return
-        with heartbeat(lambda line: err.print(escape(line), soft_wrap=True), partial(_reached, bar)):
+        with heartbeat(lambda line: err.print(escape(line), soft_wrap=True), partial(reached, bar)):
             yield bar
-
-
-def _reached(bar: Progress) -> str | None:
-    """How far the task of a progress bar is, in words; None before there is one."""
-    task = next((task for task in bar.tasks if not task.finished), None)
-    if task is None:
-        return None
-    counted = "" if task.total is None else f"{task.completed:,.0f} of {task.total:,.0f}"
-    note = task.fields.get("note") or counted
-    return f"{task.description}: {note}" if note else task.description
-
-
-def attack_pace(bar: Progress, task: TaskID, pace: Pace) -> None:
-    """Name the running attack of an ensemble beside the bar, and off a terminal how far it is too."""
-    note = f"step {pace.steps:,}, through with {pace.through:,} of {pace.standing:,} images, {pace.fell:,} fell"
-    name = pace.ensemble if pace.ensemble == pace.attack else f"{pace.ensemble} {pace.attack}"
-    bar.update(task, description=name, note=note)
 
 
 @contextmanager
