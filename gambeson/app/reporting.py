@@ -112,7 +112,7 @@ def write(
     title = names[0] if len(names) == 1 else " against ".join(names)
     try:
         _replace(page, html(title, parts, shared, names, record.name))
-        _replace(record, json.dumps(data(parts, shared), indent=2, default=str) + "\n")
+        _replace(record, json.dumps(data(parts, shared), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"cannot write {page}: {error.strerror}", hint="name another file with --out") from None
     return page, record

@@ -294,6 +294,17 @@ def test_what_was_selected_on_test_is_stamped(finished: Finished, cli: Cli) -> N
     assert data["runs"][0]["selected_on"] == "test"
 
 
+def test_what_is_not_finite(finished: Finished, cli: Cli) -> None:
+    """A loss of NaN is left out of the curve, and null in the JSON."""
+    run = finished("run")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "epoch": 1.0, "seconds": 1.0, "train/loss": NaN, "val/clean_acc": NaN}\n')
+    _, data = written(cli, "run", "--examples", "0")
+
+    assert data["runs"][0]["sections"]["training"]["series"]["train/loss"][-1] == [1.0, None]
+    assert "NaN" not in Path("run/report.json").read_text()
+
+
 def test_a_collapse_is_at_the_top(finished: Finished, cli: Cli) -> None:
     run = finished("run")
     row = {"step": 2, "epoch": 1.0, "seconds": 1.0, "probe/fgsm_acc": 0.9, "probe/pgd10_acc": 0.0, "probe/gap": 0.9}

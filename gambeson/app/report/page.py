@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
 from itertools import count, groupby
 from typing import Any, NamedTuple
 
 from gambeson.app.report.blocks import Block, Chart, Part, Section, Table
+from gambeson.evaluation.finding import finite_number
 
 FORMAT = 1
 """Version of the JSON."""
@@ -66,13 +67,25 @@ def html(title: str, parts: Sequence[Part], shared: Sequence[Section], names: Se
 
 def data(parts: Sequence[Part], shared: Sequence[Section]) -> dict[str, Any]:
     """The same for machines."""
-    return {
+    found = {
         "format": FORMAT,
         "gambeson": version("gambeson"),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "runs": [part.data for part in parts],
         **{section.key: section.data for section in shared if section.data is not None},
     }
+    return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    """A value for JSON, which has no NaN and no infinity: None stands for them."""
+    if isinstance(value, float):
+        return finite_number(value)
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(one) for one in value]
+    return value
 
 
 def _stretches(blocks: Iterable[Block]) -> Iterator[Stretch]:
