@@ -145,8 +145,9 @@ def test_other_examples_are_not_paired(finished: Finished, cli: Cli) -> None:
     np.savez(file, **{key: value[:40] for key, value in arrays.items()})
     out = cli("runs", "compare", "one", "two").out
 
-    tests = out[out.index("same examples") :]
+    tests, after = out[out.index("same examples") :].split("first: one, second: two")
     assert "best clean" not in tests
+    assert "two was evaluated on fewer images: best clean (n = 40, not 50)" in after
     assert re.search(r"final clean .* not significant", tests)
 
 
