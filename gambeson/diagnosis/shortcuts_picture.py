@@ -31,7 +31,7 @@ def draw_shortcuts(found: Shortcuts, path: Path, title: str = "") -> None:
     groups, attacks = list(found.settings["groups"]), list(found.whole.outcomes)
     size = (1.0 + 2.6 * len(groups), 0.9 + 1.9 * len(attacks))
     figure = Figure(figsize=size, facecolor="white", layout="constrained")
-    axes = figure.subplots(len(attacks), len(groups), squeeze=False, sharex=True, sharey=True)
+    axes = figure.subplots(len(attacks), len(groups), squeeze=False, sharex=True, sharey="row")
     for column, group in enumerate(groups):
         for row, attack in enumerate(attacks):
             panel = axes[row][column]
@@ -51,13 +51,15 @@ def draw_shortcuts(found: Shortcuts, path: Path, title: str = "") -> None:
                     markerfacecolor="none",
                     markeredgecolor=colour,
                 )
-            panel.set_ylim(0, 102)
             panel.tick_params(labelsize=7)
             panel.grid(alpha=0.3)
             if column == 0:
                 panel.set_ylabel(f"{attack}, %", fontsize=8)
         axes[0][column].set_title(group, fontsize=9)
         axes[-1][column].set_xlabel("weights removed, %", fontsize=8)
+    for row, attack in enumerate(attacks):  # a collapsed model's few percent are to be seen too
+        top = max(100 * one.accuracy(attack).high for one in (found.whole, *found.removals))
+        axes[row][0].set_ylim(-0.04 * top, 1.04 * top)
     axes[0][0].legend(fontsize=7, frameon=False)
     if title:
         figure.suptitle(title, fontsize=10)
