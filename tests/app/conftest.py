@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.helpers import FAST, Cli, Result
-from gambeson.app import build
+from gambeson.app import build, training, tuning
 from gambeson.app.cli import main
 from gambeson.core.errors import GambesonError
 
@@ -40,6 +40,13 @@ def cli(here: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
         return Result(code, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pages at the ends of trainings in this process: they take longer than these trainings."""
+    for module in (training, tuning):
+        monkeypatch.setattr(module, "at_the_end", lambda *args: None)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ import pytest
 
 from app.browser import CHROMIUM, Browser
 from app.helpers import SMALL, Cli, assert_error, fingerprint
-from gambeson.app import reporting
+from gambeson.app import reporting, training
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart, map_chart
 
 Finished = Callable[[str], Path]
@@ -381,6 +381,7 @@ def test_refusals(args: tuple[str, ...], code: int, words: str, finished: Finish
 
 
 def test_a_training_ends_with_its_page(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "at_the_end", reporting.at_the_end)
     result = cli("train", "standard", *SMALL, "--run", "run")
 
     assert result.out.rstrip().splitlines()[-1] == "report: run/report.html"
@@ -418,7 +419,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def pages(finished: Finished, cli: Cli) -> list[Path]:
+def shown(finished: Finished, cli: Cli) -> list[Path]:
     fill(finished("a-run-with-quite-a-long-name-" + "x" * 60))
     fill(finished("two"))
     one = Path(cli("report", "two").out.strip())
@@ -446,11 +447,11 @@ CONTRAST = """(() => {
 })()"""
 
 
-def test_in_a_browser(pages: list[Path], browser: Browser, tmp_path: Path) -> None:
+def test_in_a_browser(shown: list[Path], browser: Browser, tmp_path: Path) -> None:
     """No horizontal scroll on a phone or a desktop, AA contrast in light and dark, no requests, something to see."""
     from PIL import Image
 
-    for page in pages:
+    for page in shown:
         for width in (320, 375, 1280):
             for dark in (False, True):
                 browser.open(page, width, dark=dark)

@@ -23,7 +23,19 @@ from gambeson.engine.run import Run
 from gambeson.engine.sentinel import Probe, Sentinel
 from gambeson.engine.trainer import Trainer
 
-COMMON = ("--train-size", "200", "--test-size", "20", "--attack", "clean,fgsm", "--device", "cpu", "--log-every", "1")
+COMMON = (
+    "--no-report",
+    "--train-size",
+    "200",
+    "--test-size",
+    "20",
+    "--attack",
+    "clean,fgsm",
+    "--device",
+    "cpu",
+    "--log-every",
+    "1",
+)
 
 SHORT = (*COMMON, "--epochs", "2", "--batch-size", "20", "--checkpoint-every", "3", "--probe-every", "9")
 """Two epochs of ten steps; crashes are simulated in this process."""

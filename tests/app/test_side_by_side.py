@@ -23,6 +23,7 @@ def found(*adjusted: float, runs: tuple[str, ...] = ("one", "two")) -> dict[str,
     return {
         "runs": runs,
         "selection": ["val"] * len(runs),
+        "main": ["best"] * len(runs),
         "settings": {},
         "accuracy": {},
         **tested,

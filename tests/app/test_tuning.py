@@ -22,7 +22,10 @@ from gambeson.app.tuning import TITLES, finetune_parser
 from gambeson.engine.trainer import Trainer
 from gambeson.finetuning import interpolated
 
-SHORT = ("--epochs", "1", "--alphas", "0,0.5,1", "--attack", "clean,fgsm", "--test-size", "60", "--device", "cpu")
+SHORT = (
+    *("--epochs", "1", "--alphas", "0,0.5,1", "--attack", "clean,fgsm", "--test-size", "60"),
+    *("--device", "cpu", "--no-report"),
+)
 
 
 @pytest.fixture(scope="module")
