@@ -439,7 +439,7 @@ class ResponseOptions:
         kinds: Which way: adversarial (up the gradient of the loss), random (filter-normalised); a list.
         inputs: On which images: clean, or attacks: fgsm, pgd-K, mm3; a list.
         remake: Attack every moved model, instead of once the model as it is.
-        checkpoint: Checkpoints, two rows each: best, final, last; a list.
+        checkpoint: Checkpoints, two rows each: best, final, last, snapshot-STEP, snapshots (all of these); a list.
         split: test, val or train.
         size: At most that many images.
         seed: Seed of the random directions and of the attacks.

@@ -85,7 +85,7 @@ def write(
     import json
 
     from gambeson.app import build
-    from gambeson.app.report.against import against, labels
+    from gambeson.app.report.against import against, labels, overview
     from gambeson.app.report.examples import examples as attacked
     from gambeson.app.report.page import data, html
     from gambeson.app.report.records import read
@@ -105,6 +105,8 @@ def write(
         parts.append(part(one, more))
     names = labels(records)
     shared = against(records) if len(records) > 1 else []
+    if len(parts) > 1:
+        shared.insert(0, overview(parts, names))
     page = out or _default(runs)
     record = page.with_suffix(".json")
     if page.suffix.lower() != ".html":
@@ -114,7 +116,7 @@ def write(
         _replace(page, html(title, parts, shared, names, record.name))
         _replace(record, json.dumps(data(parts, shared), indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise InputError(f"cannot write {page}: {error.strerror}", hint="name another file with --out") from None
+        raise InputError(f"cannot write {page}: {error.strerror}", hint=f"is there a folder {page.parent}?") from None
     return page, record
 
 

@@ -28,7 +28,6 @@ def response(args: list[str]) -> int:
     for kind in kinds:
         require_known("kind", kind, ("adversarial", "random"))
     inputs = _words(options.inputs, "--inputs", "clean,fgsm,pgd-10")
-    checkpoints = _words(options.checkpoint, "--checkpoint", "best, or best,final")
     rhos = _shares(options.rho)
     from gambeson.app import build, layered, show
     from gambeson.diagnosis import draw_responses, measure_response
@@ -44,6 +43,7 @@ def response(args: list[str]) -> int:
     run = build.open_run(path)
     build.use_threads(run.call)
     threat, where = build.recipe(run.call).threat, build.device(options.device)
+    checkpoints = build.listed_checkpoints(run, options.checkpoint, "best, or best,final, or snapshots")
     models = [build.load_model(run, name, where) for name in checkpoints]
     groups = parse_groups(models[0][0], options.groups)
     data = build.splits(run.call, options.data_dir)

@@ -25,6 +25,7 @@ from rich.table import Table
 from gambeson.app.heartbeat import heartbeat, reached
 from gambeson.core.errors import GambesonError
 from gambeson.data import Splits
+from gambeson.engine.history import epoch_means
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
 from gambeson.evaluation import Interval, Report, Stage
@@ -130,14 +131,23 @@ def training_progress(run: Run, trainer: Trainer, split: str = "val") -> Iterato
     board = tensorboard_writer()(str(run.path / "tensorboard")) if run.call.get("tensorboard") else None
     seen: dict[str, Any] = {}
     validated = len(trainer.val) > 0
+    lines: list[dict[str, Any]] = []  # of the training, in this epoch
+    began = trainer.step
     with progress(lines=False) as bar:  # off a terminal there is a line per epoch
         task = bar.add_task("training", total=trainer.total, completed=trainer.step)
 
         def listen(row: dict[str, Any]) -> None:
+            nonlocal began
             seen.update(row)
             if len(row) == 1:
                 bar.update(task, completed=row["step"])
                 return
+            if "train/loss" in row:
+                lines.append(row)
+                seen.update({"train/loss": epoch_means(lines, began)[-1]["train/loss"]})
+                if float(row["epoch"]).is_integer():
+                    began = row["step"]
+                    lines.clear()
             if board is not None:
                 for key, value in row.items():
                     if isinstance(value, (int, float)) and key not in ("step", "epoch", "seconds"):

@@ -142,7 +142,7 @@ def test_a_page_says_what_was_measured_and_nothing_else(finished: Finished, cli:
     fgsm = record["accuracy"]["fgsm"]
 
     assert page.sections() == ["next", "run", "accuracy", "classes", "examples", "training", "overfitting"]
-    assert f"{100 * fgsm['value']:.1f} [{100 * fgsm['low']:.1f}, {100 * fgsm['high']:.1f}] % under fgsm" in page.text
+    assert f"{100 * fgsm['value']:.1f} % [{100 * fgsm['low']:.1f}, {100 * fgsm['high']:.1f}] under fgsm" in page.text
     assert "which is an upper bound" in page.text
     assert "gambeson evaluate run --attack autoattack" in page.text
     assert "gambeson train n-lap" in page.text
@@ -219,8 +219,49 @@ def test_a_run_that_is_still_being_trained(finished: Finished, cli: Cli) -> None
     assert page.sections() == ["next", "run", "training", "overfitting"]
     assert "the training is at: step 2" in page.text
     assert "the training has not ended" in page.text
+    assert "training has not finished: step 2" in page.text
+    assert "gambeson resume run" in page.text
     assert data["runs"][0]["clean"] is None
     assert len(data["runs"][0]["sections"]["training"]["series"]["train/loss"]) == 1
+
+
+def test_few_images_under_autoattack_are_remarked(finished: Finished, cli: Cli) -> None:
+    run = finished("run")
+    file, record = evaluation(run)
+    stage = {"attack": "apgd-ce", "standing": 8, "fell": 2, "left": 6, "seconds": 1.0, "forwards": 1, "backwards": 1}
+    found = {"norm": "Linf", "eps": 0.2, "n": 10, "clean": interval(0.8, 10), "stages": [stage], "searches": ["x"]}
+    few = {"clean": interval(0.8, 10), "autoattack": interval(0.6, 10)}
+    record |= {"n": 10, "accuracy": few, "ensembles": {"autoattack": found}}
+    file.with_name("best-test-autoattack-1.json").write_text(json.dumps(record))
+    page, data = written(cli, "run", "--examples", "0")
+
+    assert "AutoAttack was run on 10 of 50 test images only" in page.text
+    assert "under AutoAttack at Linf eps 0.2 (of 10 of them)" in page.text
+    assert data["runs"][0]["sections"]["next"][1] == "gambeson evaluate run --attack autoattack"
+
+
+def test_an_image_that_was_wrong_before_is_not_fooled(finished: Finished, cli: Cli) -> None:
+    finished("run")
+    _, data = written(cli, "run", "--examples", "64")
+    images = data["runs"][0]["sections"]["examples"]["images"]
+
+    for one in images:
+        right, still = one["clean"] == one["class"], one["attacked"] == one["class"]
+        assert one["verdict"] == ("wrong before the attack" if not right else "" if still else "fooled")
+    assert {one["verdict"] for one in images} >= {"wrong before the attack", "fooled"}
+
+
+def test_of_equal_accuracies_the_stronger_attack_is_stated(finished: Finished, cli: Cli) -> None:
+    run = finished("run")
+    for name in ("best", "final"):
+        file, record = evaluation(run, f"{name}-test-fgsm-1")
+        record["accuracy"]["pgd-50"] = record["accuracy"]["fgsm"]
+        record["per_class"]["pgd-50"] = record["per_class"]["fgsm"]
+        file.write_text(json.dumps(record))
+    page, data = written(cli, "run", "--examples", "0")
+
+    assert data["runs"][0]["robust"]["attack"] == "pgd-50"
+    assert "Under pgd-50" in page.text
 
 
 def test_a_run_without_evaluations_and_metrics(finished: Finished, cli: Cli) -> None:
@@ -340,7 +381,7 @@ def test_runs_side_by_side_have_marks(finished: Finished, cli: Cli) -> None:
     page, data = written(cli, "one", "two", "--examples", "0")
 
     assert Path("report-one-two.html").is_file()
-    assert page.sections()[:3] == ["comparison", "differences", "curves"]
+    assert page.sections()[:4] == ["overview", "comparison", "differences", "curves"]
     line = next(row for row in data["comparison"]["paired"] if row["key"].startswith("best fgsm"))
     assert (line["only_a"], line["only_b"], line["significant"]) == (50, 0, True)
     assert "0.0 [0.0, 7.0] *" in page.text

@@ -99,7 +99,7 @@ def test_json_of_remade_images_stands_alone(cli: Cli, finished: Finished) -> Non
         (("r", "--size", "0"), 1, ("--size must be at least 1, got 0",)),
         (("r", "--memory", "0"), 1, ("--memory must be gigabytes above 0, got 0",)),
         (("r", "--checkpoint", "newest"), 1, ("unknown checkpoint 'newest'",)),
-        (("r", "--checkpoint", ","), 1, ("--checkpoint names nothing",)),
+        (("r", "--checkpoint", ","), 1, ("--checkpoint names no checkpoint",)),
         (("r", "--split", "all"), 1, ("unknown split 'all'",)),
         (("r", "--out", "picture"), 1, ("the picture picture needs an ending",)),
         (("none",), 1, ("none is not a run directory",)),

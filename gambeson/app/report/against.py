@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gambeson.app import compare
-from gambeson.app.report.blocks import Block, Command, Section, Table, Words
+from gambeson.app.report.blocks import Block, Command, Part, Section, Table, Words
 from gambeson.app.report.charts import SERIES
 from gambeson.app.report.records import Records
 from gambeson.app.report.training import overlaid
@@ -28,11 +28,14 @@ def against(runs: Sequence[Records]) -> list[Section]:
         sizes = ", ".join(f"{size:,}" for size in dict.fromkeys(value["n"] for value in values if value))
         cells = [interval(value) + marks.get((key, place), "") for place, value in enumerate(values)]
         rows.append((key, sizes, *cells))
-    rows.sort(key=lambda row: not row[0].startswith("main "))
-    blocks: list[Block] = [Table("Accuracies", head, rows)]
-    if len(set(found["main"])) > 1:
+    main = [row for row in rows if row[0].startswith("main ")]
+    blocks: list[Block] = []
+    if main:
         said = ", ".join(f"{checkpoint} of {name}" for name, checkpoint in zip(names, found["main"], strict=True))
-        blocks.append(Words(f"main: {said}.", "note"))
+        blocks.append(Words(f"What each run is reported by (main): {said}."))
+        blocks.append(Table("Accuracies of the main weights", head, main))
+        rows = [row for row in rows if row not in main]
+    blocks.append(Table("Accuracies by checkpoint" if main else "Accuracies", head, rows, folded=bool(main)))
     if found["paired"]:
         corrected = " after Holm's correction over all tests here" if found["correction"] else ""
         blocks.append(
@@ -65,6 +68,18 @@ def against(runs: Sequence[Records]) -> list[Section]:
             Section("curves", "Training curves", overlaid(drawn, [named[id(records)] for records in drawn]), None)
         )
     return sections
+
+
+def overview(parts: Sequence[Part], names: Sequence[str]) -> Section:
+    """What each run is, and its result."""
+    rows = [(name, part.about, str(part.data["state"]), part.headline) for name, part in zip(names, parts, strict=True)]
+    data = [{key: part.data[key] for key in ("name", "method", "state", "clean", "robust")} for part in parts]
+    return Section(
+        "overview",
+        "The runs",
+        [Table("What each run is, and its result", ("run", "what", "state", "result"), rows, left=4)],
+        data,
+    )
 
 
 def labels(runs: Sequence[Records]) -> list[str]:

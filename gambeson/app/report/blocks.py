@@ -99,11 +99,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Example:
-    """One image and what an attack made of it: pictures from left to right, and what the model says."""
+    """One image and what an attack made of it.
+
+    Attributes:
+        pictures: From left to right.
+        words: What the model says.
+        verdict: `fooled`, `wrong before the attack`, or nothing where it stands.
+    """
 
     pictures: Sequence[Picture]
     words: str
-    fooled: bool
+    verdict: str
 
 
 @dataclass(frozen=True)

@@ -182,12 +182,13 @@ def bar_chart(
         for row, bar in enumerate(bars):
             colour = SERIES[bar.colour % len(SERIES)]
             if dots:
-                axes.plot(bar.value, row, MARKERS[bar.colour % len(MARKERS)], color=colour, markersize=5)
+                axes.plot(bar.value, row, MARKERS[bar.colour % len(MARKERS)], color=colour, markersize=5, clip_on=False)
             else:
                 axes.barh(row, bar.value, color=colour, height=0.66)
             if bar.low is not None and bar.high is not None:
                 axes.plot((bar.low, bar.high), (row, row), color=colour if dots else INK, linewidth=1.6 if dots else 1)
-        axes.set_yticks(range(len(bars)), [_short(bar.label) for bar in bars], fontsize=9)
+        named = [(row, _short(bar.label)) for row, bar in enumerate(bars) if bar.label]
+        axes.set_yticks([row for row, _ in named], [name for _, name in named], fontsize=9)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlabel(x)
         if limits:

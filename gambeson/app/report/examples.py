@@ -56,18 +56,18 @@ def examples(records: Records, count: int, data_dir: str | None, device: str) ->
     table: list[dict[str, Any]] = []
     for place in range(len(rows)):
         true, before, after = (names[int(one)] for one in (some.y[place], clean[1][place], attacked[1][place]))
-        fooled = int(attacked[1][place]) != int(some.y[place])
+        right, still = (int(one[1][place]) == int(some.y[place]) for one in (clean, attacked))
+        verdict = ("" if still else "fooled") if right else "wrong before the attack"
         pictures = _pictures(x[place].numpy(), x_adv[place].numpy(), None if maps is None else maps[place], true)
-        words = (
-            f"{true}: {before} {100 * float(clean[0][place]):.0f} % → {after} {100 * float(attacked[0][place]):.0f} %"
-        )
-        shown.append(Example(pictures, words, fooled))
-        table.append({"index": int(rows[place]), "class": true, "clean": before, "attacked": after, "fooled": fooled})
+        sure = [100 * float(one[0][place]) for one in (clean, attacked)]
+        words = f"True class {true}; the model says {before} ({sure[0]:.0f} %), attacked {after} ({sure[1]:.0f} %)"
+        shown.append(Example(pictures, words, verdict))
+        table.append({"index": int(rows[place]), "class": true, "clean": before, "attacked": after, "verdict": verdict})
     words = (
         f"Test images evenly over the set, checkpoint {name} (step {step}): the image, the image after {ATTACK}"
         f" ({budget(threat.norm, float(threat.eps))}), the difference (grey is none, stretched to the largest)"
-        f"{', and the class-activation map of the prediction on the clean image' if maps is not None else ''}. Below:"
-        " the class, what the model says of the clean image, and of the attacked one."
+        f"{', and the class-activation map of the prediction on the clean image' if maps is not None else ''}. In"
+        " parentheses: the probability that the model gives to what it says."
     )
     blocks: list[Block] = [Words(words), Examples(shown)]
     if missing:

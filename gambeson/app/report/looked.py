@@ -9,7 +9,7 @@ from gambeson.app.report.blocks import Block, Picture, Section, Table, Words
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart, map_chart
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
-from gambeson.app.report.words import budget, courses, ends, number, percent, sentence, where
+from gambeson.app.report.words import budget, courses, ends, number, percent, where
 
 LARGEST_MAP = 6
 """Landscapes of one record that are drawn; the table has all."""
@@ -124,7 +124,7 @@ def response(records: Records) -> Section | None:
     def blocks(record: Record) -> list[Block]:
         made: list[Block] = []
         for checkpoint, found in record["responses"].items():
-            made.append(Words(f"{checkpoint}: {sentence(found['sentence'])}; {where(record)}."))
+            made.append(Words(f"{checkpoint}, {where(record)}: {found['sentence']}."))
             moves = found["moves"]
             single = [name for name, weights in found["groups"].items() if weights == [f"{name}.weight"]]
             layers = single or list(found["groups"])
@@ -185,14 +185,22 @@ def spectra(records: Records) -> Section | None:
     def blocks(record: Record) -> list[Block]:
         names = [row["layer"] for row in next(iter(record["layers"].values()))]
         places = [float(place) for place in range(len(names))]
-        made: list[Block] = []
+        lead = "Weights as matrices of their filters. Stable rank: squared norm over squared largest singular value."
+        made: list[Block] = [Words(lead, "note")]
+        order = list(record["layers"])
         for key, title in (("largest", "Largest singular value"), ("stable_rank", "Stable rank")):
             lines = [Line(name, places, [row[key] for row in rows]) for name, rows in record["layers"].items()]
             made.append(line_chart(lines, f"{title} by layer", x="layer, front to back", y=title.lower(), ticks=names))
         moved = {name: rows for name, rows in record["layers"].items() if any(row["drift"] is not None for row in rows)}
         if moved:
             lines = [
-                Line(name, places, [float("nan") if row["drift"] is None else row["drift"] for row in rows])
+                Line(
+                    name,
+                    places,
+                    [_known(row["drift"]) for row in rows],
+                    colour=order.index(name),
+                    style=order.index(name),
+                )
                 for name, rows in moved.items()
             ]
             title = "Drift since the checkpoint before, relative to the norm"
@@ -228,6 +236,10 @@ def _drawn(records: Records, topic: str, record: Record, title: str) -> list[Blo
 def data_uri(file: Path) -> str:
     """A PNG file as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def _known(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def _map(row: Record, checkpoint: str) -> Block:

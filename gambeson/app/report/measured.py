@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from gambeson.app.report.blocks import Block, Command, Section, Table, Words
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
-from gambeson.app.report.words import budget, courses, duration, ends, interval, sentence, stamp, where
+from gambeson.app.report.words import budget, courses, duration, ends, interval, said, sentence, stamp, where
+from gambeson.app.states import sentence as sentence_of
+from gambeson.app.states import unfinished
 
 MANY = 20
 """Classes that a chart shows; of more the weakest."""
@@ -66,7 +69,7 @@ def autoattack(records: Records) -> Section | None:
             bars = [Bar(label, 100 * count / n) for label, count in zip(names, left, strict=True)]
             title = f"{ensemble}: standing after every attack, {record['checkpoint']}"
             blocks.append(bar_chart(bars, title, x="accuracy, %", limits=(0, 100)))
-            head = ("attack", "standing", "fell", "accuracy after, %", "forwards", "backwards", "time")
+            head = ("attack", "attacked", "fell", "accuracy after, %", "forwards", "backwards", "time")
             rows = [
                 (
                     stage["attack"],
@@ -98,7 +101,8 @@ def classes(records: Records) -> Section | None:
     if not tests:
         return None
     record = max(tests, key=lambda one: (one["n"], -one["worst"]["value"]))
-    attack = min((a for a in record["accuracy"] if a != "clean"), key=lambda a: record["accuracy"][a]["value"])
+    attacks = [name for name in record["accuracy"] if name != "clean"]
+    attack = min(reversed(attacks), key=lambda name: float(record["accuracy"][name]["value"]))
     table = record["per_class"]
     rows = [(name, table["clean"][name], table[attack][name]) for name in table["clean"]]
     rows = sorted((row for row in rows if row[1] and row[2]), key=lambda row: row[2]["value"])
@@ -121,7 +125,7 @@ def classes(records: Records) -> Section | None:
     worst, best = rows[0], rows[-1]
     lead = Words(
         f"Under {attack} ({budget(record['norm'], record['eps'])}) the weakest class is {worst[0]} with"
-        f" {interval(worst[2])} %, the strongest {best[0]} with {interval(best[2])} %; {where(record)}."
+        f" {said(worst[2])}, the strongest {best[0]} with {said(best[2])}; {where(record)}."
     )
     head = ("class", "n", "clean, % [95 %]", f"{attack}, % [95 %]")
     cells = [(name, f"{clean['n']:,}", interval(clean), interval(attacked)) for name, clean, attacked in rows]
@@ -170,7 +174,7 @@ def corruptions(records: Records) -> Section | None:
         head = ("corruption", *[f"severity {key}, %" for key in severities])
         note = f"{sentence(where(record))}; mean over severities {', '.join(severities)}."
         return [
-            Words(f"Mean accuracy over the corruptions of {record['set']}: {interval(record['ood'])} %."),
+            Words(f"Mean accuracy over the corruptions of {record['set']}: {said(record['ood'])}."),
             bar_chart(bars, "Accuracy under corruptions", x="accuracy, %", limits=(0, 100), note=note),
             Table("By severity", head, cells, folded=True),
             *[Words(sentence(text), "note") for text in record.get("notes", [])],
@@ -181,14 +185,23 @@ def corruptions(records: Records) -> Section | None:
 
 def advice(records: Records) -> list[Block]:
     """What to run where nothing was measured."""
-    path = str(records.run.path)
+    path = shlex.quote(str(records.run.path))
+    open_end = unfinished(records.run)
+    if open_end and not open_end["running"]:
+        return [Words(f"The {sentence_of(open_end, {})}.", "warning"), Command(f"gambeson resume {path}")]
+    if open_end:
+        return [Words(f"The {sentence_of(open_end, {})}.", "warning")]
+    command = Command(f"gambeson evaluate {path} --attack autoattack")
+    whole = [one["n"] for one in records.evaluations.values() if "autoattack" in one.get("ensembles", {})]
+    most = max((one["n"] for one in records.evaluations.values()), default=0)
     if not records.evaluations:
-        text = "Nothing has been measured on the test set yet."
-    elif not any("autoattack" in record.get("ensembles", {}) for record in records.evaluations.values()):
+        return [Words("Nothing has been measured on the test set yet.", "warning"), command]
+    if not whole:
         text = "AutoAttack has not been run: the robust accuracies here are upper bounds by weaker attacks."
-    else:
-        return []
-    return [Words(text, "warning"), Command(f"gambeson evaluate {path} --attack autoattack")]
+        return [Words(text, "warning"), command]
+    if max(whole) < most:
+        return [Words(f"AutoAttack was run on {max(whole):,} of {most:,} test images only.", "warning"), command]
+    return []
 
 
 def _key(record: Record, ensemble: str) -> tuple[Any, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gambeson.app.report import looked, measured, training
-from gambeson.app.report.blocks import Part, Section, Tile
+from gambeson.app.report.blocks import Command, Part, Section, Tile, Words
 from gambeson.app.report.records import Record, Records
-from gambeson.app.report.words import STAMP, budget, duration, interval, percent
+from gambeson.app.report.words import STAMP, budget, duration, percent, said
 
 SECTIONS: tuple[Callable[[Records], Section | None], ...] = (
     measured.accuracy,
@@ -41,7 +41,8 @@ def part(records: Records, more: Sequence[Section] = ()) -> Part:
     sections[after:after] = more
     advice = measured.advice(records)
     if advice:
-        sections.insert(0, Section("next", "Not measured yet", advice, None))
+        told = [one.text for one in advice if isinstance(one, (Words, Command))]
+        sections.insert(0, Section("next", "Not measured yet", advice, told))
     sections.insert(1 if advice else 0, training.what_was_run(records))  # last, when all problems are known
     clean, robust = _main(records)
     return Part(
@@ -80,7 +81,9 @@ def _main(records: Records) -> tuple[Record | None, Record | None]:
     attacked = [row for row in attacked if records.eps in (None, row["eps"])]
     whole = [row for row in attacked if row["attack"] == "autoattack"]
     most = max((row["n"] for row in attacked), default=0)
-    strongest = min((r for r in attacked if r["n"] == most), key=lambda row: float(row["value"]), default=None)
+    strongest = min(  # of equals the later one: lists of attacks ascend
+        (r for r in reversed(attacked) if r["n"] == most), key=lambda row: float(row["value"]), default=None
+    )
     return clean, whole[0] if whole else strongest
 
 
@@ -95,11 +98,12 @@ def _about(records: Records) -> str:
 def _headline(records: Records, clean: Record | None, robust: Record | None) -> str:
     if clean is None:
         return f"Nothing has been measured on the test set yet; the training is at: {records.state}."
-    text = f"{interval(clean)} % of the test images are classified correctly"
+    text = f"{said(clean)} of {clean['n']:,} test images are classified correctly"
     if robust is None:
         return f"{text}; no attack has been run."
     attack = "AutoAttack" if robust["attack"] == "autoattack" else robust["attack"]
-    text += f", {interval(robust)} % under {attack} at {budget(robust['norm'], robust['eps'])} (n = {robust['n']:,})"
+    which = "" if robust["n"] == clean["n"] else f" (of {robust['n']:,} of them)"
+    text += f", {said(robust)} under {attack} at {budget(robust['norm'], robust['eps'])}{which}"
     return f"{text}." if robust["attack"] == "autoattack" else f"{text}, which is an upper bound."
 
 
@@ -120,8 +124,9 @@ def _tiles(records: Records, clean: Record | None, robust: Record | None) -> lis
     if collapse:
         note = f"catastrophic overfitting at step {collapse['step']:,}"
         tiles.append(Tile("collapse", f"epoch {collapse['epoch']:.1f}", note, "bad"))
-    elif any("probe/gap" in row for row in records.rows):
-        tiles.append(Tile("collapse", "none", "FGSM and PGD accuracy stay together", "good"))
+    elif sum("probe/gap" in row for row in records.rows) > 1:  # one look before the first step says nothing
+        so_far = "" if records.state == "done" else " so far"
+        tiles.append(Tile("collapse", f"none{so_far}", "FGSM and PGD accuracy stay together", "good"))
     if records.state != "done" and records.state != "imported":
         tiles.append(Tile("state", records.state, "the training has not ended", "warning"))
     if records.selection == "test":

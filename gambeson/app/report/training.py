@@ -12,14 +12,17 @@ from gambeson.app.report.records import Records
 from gambeson.app.report.words import budget, duration, percent, stamp
 from gambeson.core.errors import GambesonError, InputError
 from gambeson.core.tables import flat
+from gambeson.engine.history import epoch_means
+from gambeson.engine.run import read_json
 
+WHILE_TRAINING = "Accuracy while training"
 CURVES = (
     ("Accuracy on the validation images", {"val/clean_acc": "clean", "val/pgd10_acc": "PGD-10"}),
     ("Accuracy on the probe batch (training images)", {"probe/fgsm_acc": "FGSM", "probe/pgd10_acc": "PGD-10"}),
-    ("Accuracy while training", {"train/adv_acc": "on adversarial images", "train/clean_acc": "on clean images"}),
+    (WHILE_TRAINING, {"train/adv_acc": "on adversarial images", "train/clean_acc": "on clean images"}),
     (
         "Signs of overfitting to one step",
-        {"probe/aae": "abnormal examples", "probe/alignment": "alignment"},
+        {"probe/aae": "abnormal examples", "probe/alignment": "gradient alignment, × 100"},
     ),
 )
 """Titles and metrics; those in percent first."""
@@ -39,6 +42,7 @@ def what_was_run(records: Records) -> Section:
     if "finetune" in call:
         base = call["finetune"]["base"]
         rows.insert(1, ("fine-tuned from", f"{base['run']}, checkpoint {base['checkpoint']}"))
+        rows[2:2] = _tuned(records)
     cost = cost_of(records)
     if cost:
         rows.append(("cost", cost["words"]))
@@ -86,7 +90,7 @@ def curves(records: Records) -> Section | None:
         blocks.append(Table("Events", head, rows, left=3, folded=len(rows) > 8))
     elif any("probe/gap" in row for row in records.rows):
         looks = sum("probe/gap" in row for row in records.rows)
-        blocks.append(Words(f"The sentinel looked {looks} times and saw no collapse.", "note"))
+        blocks.append(Words(f"The sentinel looked {looks} time{'s' * (looks != 1)} and saw no collapse.", "note"))
     keys = sorted({key for row in records.rows for key in row if "/" in key})
     series = {key: [[row["epoch"], row[key]] for row in records.rows if key in row] for key in keys}
     what = "of the fine-tuning" if "finetune" in records.call else "by epoch"
@@ -139,8 +143,9 @@ def overlaid(runs: Sequence[Records], names: Sequence[str]) -> list[Block]:
     for title, metrics in CURVES:
         lines = []
         for number, records in enumerate(runs):
+            rows = epoch_means(records.rows) if title == WHILE_TRAINING else records.rows
             for place, (key, label) in enumerate(metrics.items()):
-                points = [(row["epoch"], 100 * row[key]) for row in records.rows if row.get(key) is not None]
+                points = [(row["epoch"], 100 * row[key]) for row in rows if row.get(key) is not None]
                 points = [point for point in points if point[1] == point[1]]
                 if points:
                     name = f"{names[number]}, {label}" if several else label
@@ -152,7 +157,7 @@ def overlaid(runs: Sequence[Records], names: Sequence[str]) -> list[Block]:
             blocks.append(line_chart(lines, title, x="epoch", y="%", limits=limits, marks=marks))
     losses = []
     for number, records in enumerate(runs):
-        points = [(row["epoch"], row["train/loss"]) for row in records.rows if "train/loss" in row]
+        points = [(row["epoch"], row["train/loss"]) for row in epoch_means(records.rows)]
         if points:
             x, y = zip(*points, strict=True)
             losses.append(Line(names[number] if several else "", x, y, colour=number, style=number if several else 0))
@@ -196,10 +201,27 @@ def _selection(records: Records) -> str:
     selection = records.call.get("selection") or {}
     if not selection:
         return "nothing: no validation images"
-    text = f"{selection.get('by', 'unknown')} on the {selection['split']} split"
+    by = str(selection.get("by", "unknown"))
+    by = {"val/pgd10_acc": "PGD-10 accuracy", "val/clean_acc": "clean accuracy"}.get(by, by)
+    text = f"{by} on the {selection['split']} split"
     if records.best and "step" in records.best:
         text += f": step {records.best['step']:,}"
     return text
+
+
+def _tuned(records: Records) -> list[tuple[str, str]]:
+    """Which layers a fine-tuning changed, and how far from the base on the line to them it ends."""
+    found = []
+    for name, key, label in (("layers", "layers", "fine-tuned layers"), ("line", "chosen", "alpha")):
+        file = records.run.path / f"{name}.json"
+        if file.is_file():
+            try:
+                value = read_json(file)[key]
+            except (GambesonError, KeyError, TypeError) as error:
+                records.problems.append(f"{file}: {error}")
+                continue
+            found.append((label, ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"))
+    return found
 
 
 def _hardware(call: dict[str, Any]) -> str:

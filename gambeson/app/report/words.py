@@ -20,6 +20,11 @@ def interval(found: Mapping[str, Any] | None) -> str:
     return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
 
 
+def said(found: Mapping[str, Any]) -> str:
+    """A share with its interval, for a sentence: kept on one line."""
+    return f"{100 * found['value']:.1f}\u00a0% [{100 * found['low']:.1f},\u00a0{100 * found['high']:.1f}]"
+
+
 def number(value: float | None) -> str:
     """A number with three digits."""
     return "–" if value is None else f"{value:.3g}"
@@ -36,9 +41,9 @@ def budget(norm: str, eps: float | None) -> str:
 
 def duration(seconds: float) -> str:
     """A time with its unit."""
-    if seconds < 90:
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def sentence(text: str) -> str:
