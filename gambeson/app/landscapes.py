@@ -23,7 +23,7 @@ def landscape(args: list[str]) -> int:
         raise InputError(f"--memory must be gigabytes above 0, got {options.memory:g}")
     if options.dims not in (1, 2):
         raise InputError(f"--dims is 1 or 2, got {options.dims}")
-    from gambeson.app import build, layered, show
+    from gambeson.app import build, layered, show, states
     from gambeson.diagnosis import draw_landscapes
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.landscape import grid_axis, input_landscape, weight_landscape
@@ -92,6 +92,7 @@ def landscape(args: list[str]) -> int:
         "norm": threat.norm,
         "eps": float(threat.eps),
         "selection": run.call.get("selection"),
+        "unfinished": states.unfinished(run),
         "landscapes": {name: [one.to_dict() for one in rows] for name, rows in found.items()},
         "versions": versions(),
     }

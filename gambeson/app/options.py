@@ -511,8 +511,8 @@ class SpectraOptions:
 
     Args:
         layers: Layers (conv1), former, middle, latter, five (single layers over the depth); a list; default all.
-        checkpoint: Checkpoints in the order of the training: best, final, last, snapshot-STEP, snapshots (all of them);
-            a list.
+        checkpoint: Checkpoints, which are put in the order of their steps: best, final, last, snapshot-STEP, snapshots
+            (all of them); a list.
         out: Picture to write (.png, .svg, .pdf), the numbers beside it as .json; default in RUN/diagnosis.
         json: Print JSON instead of a table; an error too, as an object with error and hint.
     """

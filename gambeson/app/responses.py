@@ -29,7 +29,7 @@ def response(args: list[str]) -> int:
         require_known("kind", kind, ("adversarial", "random"))
     inputs = _words(options.inputs, "--inputs", "clean,fgsm,pgd-10")
     rhos = _shares(options.rho)
-    from gambeson.app import build, layered, show
+    from gambeson.app import build, layered, show, states
     from gambeson.diagnosis import draw_responses, measure_response
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.pictures import require_picture
@@ -78,6 +78,7 @@ def response(args: list[str]) -> int:
         "norm": threat.norm,
         "eps": float(threat.eps),
         "selection": run.call.get("selection"),
+        "unfinished": states.unfinished(run),
         "responses": {name: one.to_dict() for name, one in found.items()},
         "versions": versions(),
     }

@@ -26,7 +26,7 @@ def shortcuts(args: list[str]) -> int:
     for mode in modes:
         require_known("mode", mode, ("largest", "smallest", "random"))
     shares, attacks = _shares(options.shares), _attacks(options.attack)
-    from gambeson.app import build, layered, show
+    from gambeson.app import build, layered, show, states
     from gambeson.diagnosis import draw_shortcuts, find_shortcuts
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.pictures import require_picture
@@ -69,6 +69,7 @@ def shortcuts(args: list[str]) -> int:
         "data": data.facts.name,
         "split": options.split,
         "selection": run.call.get("selection"),
+        "unfinished": states.unfinished(run),
         **found.to_dict(),
         "versions": versions(),
     }

@@ -17,7 +17,7 @@ def spectra(args: list[str]) -> int:
     path, options = parse_run("diagnose spectra", description, SpectraOptions, args)
     import torch
 
-    from gambeson.app import build, layered
+    from gambeson.app import build, layered, states
     from gambeson.diagnosis import draw_spectra, measure_spectra
     from gambeson.diagnosis.groups import parse_groups
     from gambeson.diagnosis.pictures import require_picture
@@ -29,6 +29,7 @@ def spectra(args: list[str]) -> int:
     build.use_threads(run.call)
     checkpoints = build.listed_checkpoints(run, options.checkpoint, "final, or best,final, or snapshots")
     loaded = [build.load_model(run, name, torch.device("cpu")) for name in checkpoints]
+    loaded.sort(key=lambda one: one[3])  # drift is from one step to a later one
     layers = None
     if options.layers is not None:
         groups = parse_groups(loaded[0][0], options.layers)
@@ -37,6 +38,7 @@ def spectra(args: list[str]) -> int:
     record: dict[str, Any] = {
         "run": str(run.path),
         "method": run.call["method"]["name"],
+        "unfinished": states.unfinished(run),
         **found.to_dict(),
         "versions": versions(),
     }

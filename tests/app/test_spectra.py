@@ -56,6 +56,9 @@ def test_all_snapshots_of_a_training_in_the_order_of_their_steps(cli: Cli) -> No
 
     assert record["checkpoints"] == ["snapshot-2 (step 2)", "snapshot-4 (step 4)", "snapshot-6 (step 6)"]
     assert all(one["drift"] > 0 for one in record["layers"]["snapshot-6 (step 6)"])
+    assert record["unfinished"] is None
+    typed = cli("diagnose", "spectra", "r", "--checkpoint", "snapshot-6,snapshot-2", "--json", "--out", "s.svg")
+    assert json.loads(typed.out)["checkpoints"] == ["snapshot-2 (step 2)", "snapshot-6 (step 6)"]
 
 
 def test_json_of_some_layers_stands_alone(cli: Cli, finished: Finished) -> None:

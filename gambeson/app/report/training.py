@@ -117,6 +117,11 @@ def overfitting(records: Records) -> Section | None:
         return None
     data = found.to_dict()
     blocks: list[Block] = [Words(data["sentence"])]
+    if found.paired and found.paired.difference.high < 0:
+        text = (
+            "The final weights are better than the selected ones by more than chance: the selection did not help here."
+        )
+        blocks.append(Words(text, "warning"))
     if found.looks:
         head = ("sign", "fires at", "first seen", "source")
         rows = [
