@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EVENT = "catastrophic overfitting"
-"""What the metrics call a look whose verdict is a collapse."""
+from gambeson.engine.sentinel import EVENT
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.evaluation.judging import judge, returned_images
 
+EVENT = "catastrophic overfitting"
+"""What the metrics call a look whose verdict is a collapse."""
+
 
 @dataclass(frozen=True)
 class Probe:

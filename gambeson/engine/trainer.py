@@ -32,7 +32,7 @@ from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
 from gambeson.engine.precision import Bfloat16Forward
 from gambeson.engine.run import Run
-from gambeson.engine.sentinel import Sentinel
+from gambeson.engine.sentinel import EVENT, Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.snapshots import Snapshots
 from gambeson.engine.step import robust_step
@@ -372,7 +372,7 @@ class Trainer:
         row: dict[str, Any] = {"probe/fgsm_acc": look.fgsm, "probe/pgd10_acc": look.pgd, "probe/gap": look.gap}
         row |= {"probe/aae": look.aae, "probe/alignment": look.alignment}
         if look.collapsed:
-            row["event"] = "catastrophic overfitting"
+            row["event"] = EVENT
         self._emit(run, report, row)
         if self.snapshots.watch(self.step, look.collapsed):
             self._snapshot(run)

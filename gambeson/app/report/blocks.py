@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -95,6 +96,11 @@ class Picture:
     text: str
     uri: str
     pixelated: bool = False
+
+
+def png_uri(content: bytes) -> str:
+    """A PNG file as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
 @dataclass(frozen=True)

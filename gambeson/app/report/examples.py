@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from typing import Any
 
 import numpy as np
 
 from gambeson.app import build
-from gambeson.app.report.blocks import Block, Example, Examples, Picture, Section, Words
+from gambeson.app.report.blocks import Block, Example, Examples, Picture, Section, Words, png_uri
 from gambeson.app.report.records import Records
 from gambeson.app.report.words import budget, stamp
 from gambeson.core.errors import InputError
@@ -115,5 +114,4 @@ def _picture(x: Array, title: str, text: str) -> Picture:
     image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
-    uri = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-    return Picture(title, text, uri, pixelated=max(pixels.shape[1:]) < 96)
+    return Picture(title, text, png_uri(buffer.getvalue()), pixelated=max(pixels.shape[1:]) < 96)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-from pathlib import Path
-
-from gambeson.app.report.blocks import Block, Picture, Section, Table, Words
+from gambeson.app.report.blocks import Block, Picture, Section, Table, Words, png_uri
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart, map_chart
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
@@ -230,12 +227,9 @@ def _drawn(records: Records, topic: str, record: Record, title: str) -> list[Blo
     file = (records.run.path / "diagnosis" / name).with_suffix(".png")
     if not file.is_file():
         return []
-    return [Picture(title, f"{title}: a grid of images with their maps, as the table says.", data_uri(file))]
-
-
-def data_uri(file: Path) -> str:
-    """A PNG file as an address that holds it."""
-    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+    return [
+        Picture(title, f"{title}: a grid of images with their maps, as the table says.", png_uri(file.read_bytes()))
+    ]
 
 
 def _known(value: float | None) -> float:

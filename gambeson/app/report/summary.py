@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gambeson.app.compare import is_own
 from gambeson.app.report import looked, measured, training
 from gambeson.app.report.blocks import Command, Part, Section, Tile, Words
 from gambeson.app.report.records import Record, Records
-from gambeson.app.report.words import STAMP, budget, duration, percent, said
+from gambeson.app.report.words import STAMP, bracket, budget, duration, percent, said
 
 SECTIONS: tuple[Callable[[Records], Section | None], ...] = (
     measured.accuracy,
@@ -76,15 +77,17 @@ def _main(records: Records) -> tuple[Record | None, Record | None]:
     rows = [row for row in measured.accuracy_rows(records) if row["checkpoint"] == records.checkpoint]
     rows = [row for row in rows if row["data"] == name]
     clean = next((row for row in rows if row["attack"] == "clean"), None)
-    own = records.call["method"].get("args", {}).get("norm", "Linf")
-    attacked = [row for row in rows if row["attack"] != "clean" and row["norm"] == own]
-    attacked = [row for row in attacked if records.eps in (None, row["eps"])]
+    attacked = [row for row in rows if row["attack"] != "clean" and is_own(records.run, row)]
     whole = [row for row in attacked if row["attack"] == "autoattack"]
     most = max((row["n"] for row in attacked), default=0)
     strongest = min(  # of equals the later one: lists of attacks ascend
         (r for r in reversed(attacked) if r["n"] == most), key=lambda row: float(row["value"]), default=None
     )
     return clean, whole[0] if whole else strongest
+
+
+def _called(robust: Record) -> str:
+    return "AutoAttack" if robust["attack"] == "autoattack" else str(robust["attack"])
 
 
 def _about(records: Records) -> str:
@@ -101,21 +104,19 @@ def _headline(records: Records, clean: Record | None, robust: Record | None) -> 
     text = f"{said(clean)} of {clean['n']:,} test images are classified correctly"
     if robust is None:
         return f"{text}; no attack has been run."
-    attack = "AutoAttack" if robust["attack"] == "autoattack" else robust["attack"]
     which = "" if robust["n"] == clean["n"] else f" (of {robust['n']:,} of them)"
-    text += f", {said(robust)} under {attack} at {budget(robust['norm'], robust['eps'])}{which}"
+    text += f", {said(robust)} under {_called(robust)} at {budget(robust['norm'], robust['eps'])}{which}"
     return f"{text}." if robust["attack"] == "autoattack" else f"{text}, which is an upper bound."
 
 
 def _tiles(records: Records, clean: Record | None, robust: Record | None) -> list[Tile]:
     tiles = []
     if clean:
-        tiles.append(Tile("clean accuracy", percent(clean["value"]), f"{_ends(clean)}, n = {clean['n']:,}"))
+        tiles.append(Tile("clean accuracy", percent(clean["value"]), f"{bracket(clean)}, n = {clean['n']:,}"))
     if robust:
-        name = "AutoAttack" if robust["attack"] == "autoattack" else robust["attack"]
         bound = "" if robust["attack"] == "autoattack" else ", an upper bound"
-        note = f"{_ends(robust)}, n = {robust['n']:,}{bound}"
-        tiles.append(Tile(f"under {name}", percent(robust["value"]), note))
+        note = f"{bracket(robust)}, n = {robust['n']:,}{bound}"
+        tiles.append(Tile(f"under {_called(robust)}", percent(robust["value"]), note))
     verdicts = [record["verdict"] for _, record in records.found.get("masking", []) if "verdict" in record]
     if verdicts:
         tone: Any = {"PASS": "good", "WARN": "warning", "FAIL": "bad"}.get(verdicts[0], "plain")
@@ -135,7 +136,3 @@ def _tiles(records: Records, clean: Record | None, robust: Record | None) -> lis
     if cost:
         tiles.append(Tile("training", duration(cost["seconds"]), f"{cost['steps']:,} steps"))
     return tiles
-
-
-def _ends(found: Record) -> str:
-    return f"[{100 * found['low']:.1f}, {100 * found['high']:.1f}]"

@@ -14,6 +14,7 @@ from gambeson.core.errors import GambesonError, InputError
 from gambeson.core.tables import flat
 from gambeson.engine.history import epoch_means
 from gambeson.engine.run import read_json
+from gambeson.engine.sentinel import EVENT
 
 WHILE_TRAINING = "Accuracy while training"
 CURVES = (
@@ -186,7 +187,7 @@ def cost_of(records: Records) -> dict[str, Any] | None:
 
 def collapse_of(records: Records) -> dict[str, Any] | None:
     """The first look of the sentinel that saw a collapse."""
-    return next((row for row in records.rows if row.get("event") == "catastrophic overfitting"), None)
+    return next((row for row in records.rows if row.get("event") == EVENT), None)
 
 
 def _collapses(records: Records) -> tuple[Mark, ...]:

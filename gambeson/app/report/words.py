@@ -13,16 +13,21 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
+def bracket(found: Mapping[str, Any], space: str = " ") -> str:
+    """The ends of an interval, in percent."""
+    return f"[{100 * found['low']:.1f},{space}{100 * found['high']:.1f}]"
+
+
 def interval(found: Mapping[str, Any] | None) -> str:
     """A share in percent with its interval."""
     if found is None or found.get("value") is None:
         return "–"
-    return f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    return f"{100 * found['value']:.1f} {bracket(found)}"
 
 
 def said(found: Mapping[str, Any]) -> str:
     """A share with its interval, for a sentence: kept on one line."""
-    return f"{100 * found['value']:.1f}\u00a0% [{100 * found['low']:.1f},\u00a0{100 * found['high']:.1f}]"
+    return f"{100 * found['value']:.1f}\u00a0% {bracket(found, chr(0xA0))}"
 
 
 def number(value: float | None) -> str:
