@@ -14,7 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -95,27 +95,34 @@ class Meter:
         self._mark()
 
 
-def ours(model: Counted, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: int) -> tuple[Tensor, list[Stage]]:
-    """Gambeson's: which images stand, and the stages."""
+def ours(
+    model: Counted, x: Tensor, y: Tensor, threat: Threat, options: argparse.Namespace
+) -> tuple[Tensor, list[Stage]]:
+    """Gambeson's: which images stand, and the stages; its own counts, since a counting model cannot be folded."""
     meter = Meter(model)
     found = autoattack(
-        model,
+        model.model,
         x,
         y,
         threat,
         num_classes=10,
-        seed=seed,
-        slots=batch,
+        seed=options.seed,
+        slots=options.batch_size,
+        fold=options.fold,
         listen=lambda stage: meter.read(stage.attack, stage.left),
     )
-    return found.robust, meter.stages
+    counted = zip(meter.stages, found.stages, strict=True)
+    stages = [replace(one, forwards=stage.forwards, backwards=stage.backwards) for one, stage in counted]
+    return found.robust, stages
 
 
-def theirs(model: Counted, x: Tensor, y: Tensor, threat: Threat, seed: int, batch: int) -> tuple[Tensor, list[Stage]]:
+def theirs(
+    model: Counted, x: Tensor, y: Tensor, threat: Threat, options: argparse.Namespace
+) -> tuple[Tensor, list[Stage]]:
     """The release's: which images stand, and the stages. Each attack is run on what the one before left."""
     from pyautoattack import AutoAttack
 
-    released = AutoAttack(model, norm=threat.norm, eps=float(threat.eps), seed=seed, version="standard")
+    released = AutoAttack(model, norm=threat.norm, eps=float(threat.eps), seed=options.seed, version="standard")
     released.verbose = False
     meter = Meter(model)
     with torch.no_grad():
@@ -124,7 +131,7 @@ def theirs(model: Counted, x: Tensor, y: Tensor, threat: Threat, seed: int, batc
         rows = standing.nonzero().squeeze(1)
         if len(rows):
             released.attacks_to_run = [attack]
-            _, labels = released.run_standard_evaluation(x[rows], y[rows], batch_size=batch)
+            _, labels = released.run_standard_evaluation(x[rows], y[rows], batch_size=options.batch_size)
             standing[rows] = labels == y[rows]
         meter.read(attack, int(standing.sum()))
     return standing, meter.stages
@@ -154,7 +161,7 @@ def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]]
             clean = int((counted(images).argmax(1) == labels).sum())
         part: dict[str, Any] = {"n": len(labels), "clean": clean, "standing": {}, "stages": {}}
         for name, side in list(SIDES.items())[:: -1 if number % 2 else 1]:
-            flags, found = side(counted, images, labels, threat, options.seed, options.batch_size)
+            flags, found = side(counted, images, labels, threat, options)
             part["standing"][name] = flags.tolist()
             part["stages"][name] = [asdict(stage) for stage in found]
             print(f"  part {number + 1}, {name}: {int(flags.sum())} of {len(labels)} stand", file=sys.stderr)
@@ -176,6 +183,7 @@ def described(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "part": options.part,
         "batch_size": options.batch_size,
         "seed": options.seed,
+        "fold": options.fold,
     }
 
 
@@ -247,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--checkpoint", default="final", help="best, final or last (%(default)s)")
     add("--threads", type=int, default=1, help="of torch (%(default)s)")
     add("--seed", type=int, default=0, help="of both (%(default)s)")
+    add("--no-fold", dest="fold", action="store_false", help="ours searches on the model itself")
     add("--json", type=Path, metavar="FILE", help="write everything")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

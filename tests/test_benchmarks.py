@@ -196,7 +196,7 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
     order = []
 
     def side(name, first):
-        def attack(model, x, y, threat, seed, batch):
+        def attack(model, x, y, threat, options):
             order.append(name)
             meter = against.Meter(model)
             with torch.no_grad():

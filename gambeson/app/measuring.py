@@ -83,6 +83,7 @@ def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool)
         options.json or not first,
         ledger=run.path / "autoattack",
         search_dtype=options.search_dtype,
+        fold=options.fold,
     )
     if not first:
         return 0
@@ -113,6 +114,7 @@ def measure(
     *,
     ledger: Path | None = None,
     search_dtype: str | None = None,
+    fold: bool = True,
 ) -> Report:
     """Evaluate with a progress bar, or lines off a terminal; ensembles keep what they find in `ledger`."""
     import torch
@@ -139,6 +141,7 @@ def measure(
             stages=None if quiet else show.stage,
             pace=partial(attack_pace, bar, task),
             search_dtype=getattr(torch, DTYPES[search_dtype]) if search_dtype else None,
+            fold=fold,
         )
 
 

@@ -63,6 +63,7 @@ class EvaluateOptions:
         batch_size: Images at a time.
         seed: Seed of the random starts.
         search_dtype: bf16 or fp16: AutoAttack searches in it, and every fall is confirmed in float32.
+        fold: AutoAttack searches on a copy whose BatchNorms are folded, and every fall is confirmed by the model.
         device: auto, cpu, cuda, cuda:N or mps.
         per_class: Print accuracies by class.
         json: Print JSON instead of tables; an error too, as an object with error and hint.
@@ -79,6 +80,7 @@ class EvaluateOptions:
     batch_size: int = 256
     seed: int = 0
     search_dtype: str | None = None
+    fold: bool = True
     device: str = "auto"
     per_class: bool = False
     json: bool = False

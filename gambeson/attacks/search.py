@@ -110,6 +110,7 @@ def hunt(
     slots: int = 128,
     every: int = 1,
     dtype: torch.dtype | None = None,
+    stand_in: nn.Module | None = None,
     tick: Callable[[], None] | None = None,
 ) -> None:
     """Run a search on every example, `slots` of them at a time.
@@ -129,6 +130,7 @@ def hunt(
         every: Steps between looks at who has fallen; each look waits for the device.
         dtype: Search under autocast to this type, such as `torch.bfloat16`; every fall is then confirmed by a forward
             in the model's own type, and an example that does not fall there goes on. None: in the model's own type.
+        stand_in: Another form of the model, such as a faster one, to search on; falls are confirmed likewise.
         tick: Called after every step.
 
     Raises:
@@ -139,13 +141,13 @@ def hunt(
     total, first = len(jobs.x), min(len(jobs.x), slots)
     if total == 0:
         return
-    net = _Watched(model, dtype)
+    net = _Watched(stand_in or model, dtype)
     rounds = search.rounds(jobs.logits.shape[1])
     sizes = batch_sizes(slots, like_of(model, jobs.logits).device.type)
     here = torch.arange(first)  # the job in every slot; -1 in an idle one
     turn = jobs.round.clone()
     following, step = first, 0
-    with frozen(model), batch_norm(model, "running"):
+    with frozen(model), batch_norm(model, "running"), frozen(net.model), batch_norm(net.model, "running"):
         state = search.begin(_pick(model, jobs, here, turn), threat, streams)
         while len(here):
             search.step(net, state, threat)
@@ -154,7 +156,7 @@ def hunt(
                 tick()
             if step % every:
                 continue
-            if dtype is not None:
+            if dtype is not None or stand_in is not None:
                 _confirm(model, net, state)
             fooled, ended = torch.stack([state["fooled"], state["ended"]]).cpu() & (here >= 0)
             again = ended & ~fooled & (turn[here] + 1 < rounds)
@@ -222,7 +224,7 @@ class _Watched:
 
 
 def _confirm(model: nn.Module, net: _Watched, state: State) -> None:
-    """Take back falls that the model in its own type does not confirm."""
+    """Take back falls that the model itself, in its own type, does not confirm."""
     rows = state["fooled"].nonzero().squeeze(1)
     if len(rows) == 0:
         return

@@ -23,6 +23,7 @@ from gambeson.evaluation.harvest import Harvest
 from gambeson.evaluation.ledger import Ledger, digest_of, digest_of_json, weights_digest
 from gambeson.evaluation.preflight import preflight
 from gambeson.evaluation.statistics import Interval, wilson
+from gambeson.models.folding import folded
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class AutoAttackReport:
         x_adv: Adversarial images `(N, C, H, W)`, verified by the model in its own precision; the clean image where none
             was found.
         settings: Threat, seed, and what else the result depends on: `search_dtype` is the type of autocast in which the
-            attacks searched (None: the model's own), `confirmed_in` the type in which every fall was judged.
+            attacks searched (None: the model's own), `folded` how many BatchNorms were folded for it, `confirmed_in`
+            the type in which the model judged every fall.
     """
 
     version: str
@@ -112,6 +114,7 @@ def autoattack(
     slots: int = 128,
     every: int | None = None,
     dtype: torch.dtype | None = None,
+    fold: bool = True,
     ledger: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     begin: Callable[[str, int], None] | None = None,
@@ -140,6 +143,8 @@ def autoattack(
         every: Steps between looks at who has fallen; by default 1 on the CPU and 5 elsewhere, where a look waits for
             the device.
         dtype: Search under autocast to this type, such as `torch.bfloat16`; every fall is confirmed in the model's own.
+        fold: Search on a copy whose BatchNorms are folded into its convolutions where that can be done: the same
+            function, with another rounding, 1.1 to 1.2 times as fast on a CPU. Every fall is confirmed by the model.
         ledger: Folder that keeps what is found (`state_key` gives it a name). A later call goes on from there, also
             with another version: what an attack has done counts for every ensemble that has it.
         progress: Called with the attack, the examples that are through and those that fell, since the last call.
@@ -160,8 +165,8 @@ def autoattack(
         Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
         ICML 2020, https://arxiv.org/abs/2003.01690; code: https://github.com/fra31/auto-attack
     Departures:
-        Random draws belong to the example and not to the batch; an example is not attacked on once it has fallen; the
-        release's other departures are those of the searches.
+        Random draws belong to the example and not to the batch; an example is not attacked on once it has fallen;
+        BatchNorms are folded for the search (`fold`); the other departures are those of the searches.
     """
     searches = create_ensemble(version, tuple(attacks) if attacks else None)
     if not isinstance(threat.eps, (int, float)):
@@ -177,8 +182,11 @@ def autoattack(
     if version not in ("rand", "custom"):
         _require_deterministic(model, x[:slots], logits[:slots])
     clean = (logits.argmax(1) == y) & logits.isfinite().all(1)
-    book = Ledger(ledger, _identity(model, x, y, threat, seed, dtype)) if ledger else None
-    every = every or (1 if like_of(model, x).device.type == "cpu" else 5)
+    book = Ledger(ledger, _identity(model, x, y, threat, seed, dtype, fold)) if ledger else None
+    like = like_of(model, x)
+    every = every or (1 if like.device.type == "cpu" else 5)
+    faster, layers = folded(model, to_unit(x[:slots].to(like.device)).to(like.dtype)) if fold else (model, 0)
+    stand_in = faster if layers else None
     rank, world = _rank_and_world()
     mine = torch.arange(len(y)) % world == rank
     fell_to = torch.full((len(y),), -1, dtype=torch.int8)
@@ -195,7 +203,19 @@ def autoattack(
         jobs = Jobs(x[todo], y[todo], logits[todo], todo, torch.zeros_like(todo))
         try:
             streams = Streams(seed)
-            hunt(model, search, jobs, threat, streams, harvest.add, slots=slots, every=every, dtype=dtype, tick=tick)
+            hunt(
+                model,
+                search,
+                jobs,
+                threat,
+                streams,
+                harvest.add,
+                slots=slots,
+                every=every,
+                dtype=dtype,
+                stand_in=stand_in,
+                tick=tick,
+            )
         finally:
             harvest.flush()
         fell_to[harvest.fooled] = number
@@ -214,7 +234,8 @@ def autoattack(
         "slots": slots,
         "searches": [repr(search) for search in searches],
         "search_dtype": None if dtype is None else dtype_name(dtype),
-        "confirmed_in": dtype_name(like_of(model, x_adv).dtype),
+        "folded": layers,
+        "confirmed_in": dtype_name(like.dtype),
     }
     return AutoAttackReport(version, tuple(stages), clean, fell_to, y, x_adv, settings)
 
@@ -262,9 +283,10 @@ def state_key(
     threat: Threat,
     seed: int = 0,
     dtype: torch.dtype | None = None,
+    fold: bool = True,
 ) -> str:
     """Twelve hexadecimal digits of what the state of an evaluation depends on besides its attacks: a folder's name."""
-    return digest_of_json(_identity(model, x.cpu(), y.cpu().to(torch.int64), threat, seed, dtype))[:12]
+    return digest_of_json(_identity(model, x.cpu(), y.cpu().to(torch.int64), threat, seed, dtype, fold))[:12]
 
 
 def _identity(
@@ -274,6 +296,7 @@ def _identity(
     threat: Threat,
     seed: int,
     dtype: torch.dtype | None,
+    fold: bool,
 ) -> dict[str, Any]:
     return {
         "weights": weights_digest(model),
@@ -283,6 +306,7 @@ def _identity(
         "eps": threat.eps,
         "seed": seed,
         "search_dtype": str(dtype),
+        **({"fold": True} if fold else {}),
     }
 
 

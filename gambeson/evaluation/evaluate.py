@@ -191,6 +191,7 @@ def evaluate(
     stages: Callable[[str, Stage], None] | None = None,
     pace: Callable[[Pace], None] | None = None,
     search_dtype: torch.dtype | None = None,
+    fold: bool = True,
     checks: bool = True,
 ) -> Report:
     """Accuracy of `model` under every attack in `attacks`, always with the clean one.
@@ -216,6 +217,7 @@ def evaluate(
         stages: Called with the name of an ensemble and each of its attacks once that is through.
         pace: Called with how far the running attack of an ensemble is.
         search_dtype: Type in which ensembles search, see `autoattack`.
+        fold: Ensembles search on a copy whose BatchNorms are folded, see `autoattack`.
         checks: Examine model and data before; without, only images and labels are looked at.
 
     Returns:
@@ -282,7 +284,8 @@ def evaluate(
             seed=seed,
             slots=batch_size,
             dtype=search_dtype,
-            ledger=ledger / state_key(model, x, y, threat, seed, search_dtype) if ledger else None,
+            fold=fold,
+            ledger=ledger / state_key(model, x, y, threat, seed, search_dtype, fold) if ledger else None,
             progress=keeper.advance,
             begin=keeper.begin,
             tick=keeper.tick,

@@ -1,5 +1,6 @@
 """Searches in slots: the same result for every number of slots, order and interruption, and costs that are counted."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -200,6 +201,28 @@ def test_a_fall_in_low_precision_counts_only_if_the_model_confirms_it(curved_net
     assert set(calls) == {True, False}
     reports.clear()
     hunt(Rough(), AutoPGD(steps=3), jobs, Linf(0.2), Streams(0), reports.append, dtype=torch.bfloat16)
+    fell = torch.cat([one.index[one.fooled] for one in reports])
+    images = torch.cat([one.x_adv for one in reports])
+    assert len(fell) > 0
+    with torch.no_grad():
+        assert bool((net(images).argmax(1) != batch.y[fell]).all())
+
+
+def test_a_stand_in_is_searched_and_the_model_decides(curved_net: Net, labelled: Labelled, snapshot: Snapshot) -> None:
+    net, other = curved_net(), curved_net(seed=5).train()
+    batch = labelled(net)
+    reports: list[Retired] = []
+    jobs, threat = jobs_of(net, batch.x, batch.y), Linf(1e-7)
+    before = snapshot(other)
+    hunt(net, AutoPGD(steps=3), jobs, threat, Streams(0), reports.append, stand_in=other)
+    with torch.no_grad():
+        assert bool((copy.deepcopy(other).eval()(batch.x).argmax(1) != batch.y).any())  # it would have them fallen
+    assert not any(bool(one.fooled.any()) for one in reports)
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+    assert all(m.training for m in other.modules())
+    assert all(p.requires_grad for p in other.parameters())
+    reports.clear()
+    hunt(net, AutoPGD(steps=3), jobs, Linf(0.2), Streams(0), reports.append, stand_in=other)
     fell = torch.cat([one.index[one.fooled] for one in reports])
     images = torch.cat([one.x_adv for one in reports])
     assert len(fell) > 0

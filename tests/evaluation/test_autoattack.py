@@ -52,7 +52,15 @@ def attack(
     setting: tuple[nn.Module, Tensor, Tensor], threat: Threat = THREATS[0], **options: object
 ) -> AutoAttackReport:
     net, x, y = setting
-    settings = {"version": "custom", "attacks": SHORT, "num_classes": 6, "slots": 8, "checks": False, **options}
+    settings = {
+        "version": "custom",
+        "attacks": SHORT,
+        "num_classes": 6,
+        "slots": 8,
+        "checks": False,
+        "fold": False,
+        **options,
+    }
     return autoattack(net, x, y, threat, **settings)  # type: ignore[arg-type]
 
 
@@ -94,6 +102,18 @@ def test_every_verdict_has_an_image_that_proves_it(
     assert found.clean_accuracy().value == 37 / 40
     record = json.loads(json.dumps(found.to_dict()))
     assert (record["version"], record["n"], record["eps"], len(record["stages"])) == ("custom", 40, threat.eps, 4)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=["Linf", "L2"])
+def test_a_search_on_folded_batchnorms_ends_alike_and_is_confirmed(
+    setting: tuple[nn.Sequential, Tensor, Tensor], threat: Threat
+) -> None:
+    whole, fast = attack(setting, threat), attack(setting, threat, fold=True)
+    equal(whole, fast)
+    assert (whole.settings["folded"], fast.settings["folded"]) == (0, 1)
+    for one, other in zip(whole.stages, fast.stages, strict=True):
+        assert other.forwards == one.forwards + one.fell  # every fall costs the model a forward more
+        assert other.backwards == one.backwards
 
 
 @pytest.mark.parametrize("slots", [1, 5, 64])
@@ -246,9 +266,10 @@ def test_state_keys_differ_where_results_may(setting: tuple[nn.Sequential, Tenso
         state_key(net, x, y, L2(0.1)),
         state_key(net, x, y, Linf(0.1), 1),
         state_key(net, x, y, Linf(0.1), 0, torch.bfloat16),
+        state_key(net, x, y, Linf(0.1), fold=False),
         state_key(net, x[1:], y[1:], Linf(0.1)),
     ]
-    assert len(set(keys)) == 6
+    assert len(set(keys)) == 7
     assert keys[0] == state_key(net, x, y, Linf(0.1))
 
 
