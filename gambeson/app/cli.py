@@ -29,6 +29,9 @@ COMMANDS = {
     "list": "list methods, attacks, models, data, corruptions or recipes",
 }
 
+SHARED = ("train", "resume", "evaluate")
+"""Commands whose work several processes can share."""
+
 USAGE = """usage: gambeson COMMAND ...
 
 Train, fine-tune, attack and measure adversarially robust image classifiers.
@@ -109,8 +112,14 @@ def _dispatch(args: list[str]) -> int:
         raise UsageError(f"unknown command {args[0]!r}", hint=nearest(args[0], COMMANDS))
     if "-h" in args or "--help" in args:
         _defer_torch()
-    from gambeson.app import commands
+    if args[0] not in SHARED:
+        from gambeson.app.processes import require_one
 
+        require_one(f"gambeson {args[0]}")
+    from gambeson.app import commands
+    from gambeson.core.allocator import keep_memory
+
+    keep_memory()
     run: Callable[[list[str]], int] = getattr(commands, args[0] if args[0] in commands.__all__ else f"{args[0]}_")
     return run(args[1:])
 

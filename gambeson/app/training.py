@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,18 +50,36 @@ def train(args: list[str]) -> int:
         parser.set_defaults(defaults_from(parser, file, {k: v for k, v in content.items() if k != "method"}))
     values = parser.parse(rest)
 
-    from gambeson.app import build, show
-    from gambeson.engine.run import Run
+    from gambeson.app.processes import together
 
     options, settings = options_of(TrainOptions, values), options_of(Settings, values)
     arguments = {key: values[key] for key in method_names}
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
-    folder = (
-        Path(options.run) if options.run else Run.free_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
-    )
+    chosen = {key: value for key, value in presets.training(options.data).items() if values[key] == value}
+    with together(options.device) as (rank, device):
+        run, code = _train(args, (name, arguments), options, settings, device, chosen)
+    return _report(run, code, device) if rank == 0 else code
+
+
+def _train(
+    args: list[str],
+    method: tuple[str, dict[str, Any]],
+    options: TrainOptions,
+    settings: Settings,
+    device: str,
+    chosen: dict[str, Any],
+) -> tuple[Run, int]:
+    """Make the run and train, alone or as one of several processes, of which the first makes it."""
+    from gambeson.app import build, show
+    from gambeson.core.processes import agreed, rank_and_world, wait_for_all
+    from gambeson.engine.run import Run
+
+    name, arguments = method
+    free = Run.free_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
+    folder = agreed(Path(options.run) if options.run else free)
     Run.require_new(folder)
-    where = build.device(options.device)
+    where = build.device(device)
     call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
     build.use_threads(call)
     if arguments["eps"] is not None:
@@ -72,29 +92,47 @@ def train(args: list[str]) -> int:
         arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)
     asked = {"tensorboard": options.tensorboard, "report": options.report}
-    run = Run.create(folder, {"command": ["gambeson", "train", *args], **asked, **call})
-    show.training(run, trainer, data)
-    if options.data.startswith("folder:"):
-        show.chosen({key: value for key, value in presets.training(options.data).items() if values[key] == value})
-    return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+    record = {"command": ["gambeson", "train", *args], **asked, **call}
+    wait_for_all()  # whoever refuses has done so
+    if rank_and_world()[0]:
+        run = Run(folder, record)
+    else:
+        run = Run.create(folder, record)
+        show.training(run, trainer, data)
+        if options.data.startswith("folder:"):
+            show.chosen(chosen)
+    return run, _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
 
 
 def resume(args: list[str]) -> int:
     """`gambeson resume RUN`."""
     description = "Go on with an interrupted run, to the bit as if it had not been interrupted."
     path, options = parse_run("resume", description, ResumeOptions, args)
-    from gambeson.app import build, show
+    from gambeson.app import build
+    from gambeson.app.processes import require_one, together
 
     run = build.open_run(path)
     if "finetune" in run.call:
+        require_one("gambeson resume of a fine-tuning")
         return go_on(run, options.data_dir, options.device)
     build.require_training(run)
+    with together(options.device) as (rank, device):
+        code = _resume(run, options.data_dir, device)
+    return _report(run, code, device) if rank == 0 else code
+
+
+def _resume(run: Run, data_dir: str | None, device: str) -> int:
+    """Go on, alone or as one of several processes."""
+    from gambeson.app import build, show
+    from gambeson.core.processes import rank_and_world
+
     build.use_threads(run.call)
-    data = build.splits(run.call, options.data_dir)
-    trainer = build.trainer(run.call, data, build.device(options.device))
-    with run.locked():
+    data = build.splits(run.call, data_dir)
+    trainer = build.trainer(run.call, data, build.device(device))
+    with run.locked() if rank_and_world()[0] == 0 else nullcontext():
         trainer.resume(run)
-    show.resuming(run, trainer)
+    if rank_and_world()[0] == 0:
+        show.resuming(run, trainer)
     return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
 
 
@@ -120,14 +158,17 @@ def train_flags() -> set[str]:
 
 
 def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str]) -> int:
+    """Train to the end and measure; of several processes the first one prints and writes."""
     from gambeson.app import build, show
     from gambeson.engine.interruption import Interrupted
 
+    first = trainer.rank == 0
     try:
-        with show.training_progress(run, trainer) as listen:
+        with show.training_progress(run, trainer) if first else nullcontext() as listen:
             trainer.fit(run, listen)
     except Interrupted as stopped:
-        print(f"{stopped}; saved. Go on with: gambeson resume {shlex.quote(str(run.path))}", file=sys.stderr)
+        if first:
+            print(f"{stopped}; saved. Go on with: gambeson resume {shlex.quote(str(run.path))}", file=sys.stderr)
         return 128 + stopped.signum
     count = run.call["test_size"]
     reports: list[tuple[str, Report]] = []
@@ -137,18 +178,28 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         else:
             model, _, name, step = build.load_model(run, name, trainer.device)
             threat = trainer.recipe.threat
+            measured = partial(measure, model, x[:count], y[:count])
             try:
                 attacks, kept = run.call["attack"], run.path / "autoattack"
-                report = measure(model, x[:count], y[:count], attacks, threat, class_names, ledger=kept)
+                report = measured(attacks, threat, class_names, quiet=not first, ledger=kept)
             except UnhealthyError as refusal:  # the run is complete: what needs no attack is measured
-                show.refused(name, refusal)
-                report = measure(model, x[:count], y[:count], "clean", threat, class_names)
-        save_report(run, report, {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"})
+                if first:
+                    show.refused(name, refusal)
+                report = measured("clean", threat, class_names, quiet=not first)
+        if first:
+            found = {"checkpoint": name, "step": step, "data": run.call["data"]["name"], "split": "test"}
+            save_report(run, report, found)
         reports.append((name, report))
-    show.final(run, trainer, reports)
-    if run.call.get("report"):
-        at_the_end(run, run.call["data"]["dir"], str(trainer.device))
+    if first:
+        show.final(run, trainer, reports)
     return 0
+
+
+def _report(run: Run, code: int, device: str) -> int:
+    """Write the page of a run that has come to its end; the exit code."""
+    if code == 0 and run.call.get("report"):
+        at_the_end(run, run.call["data"]["dir"], device)
+    return code
 
 
 def _train_help() -> str:

@@ -56,6 +56,10 @@ class DivergenceError(GambesonError):
     """Training met a NaN or infinite loss, or collapsed, and stopped."""
 
 
+class ProcessError(GambesonError):
+    """Another process of the same command has ended, or does not answer."""
+
+
 def require_known(what: str, value: object, known: Collection[object]) -> None:
     """Refuse a `value` that is not among the `known` ones.
 

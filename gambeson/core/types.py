@@ -22,12 +22,15 @@ class Batch(NamedTuple):
         index: Position of every example in its split, int64, shape `(N,)`. State kept per example is keyed by it.
         placement: How the crop and the flip placed every image, int64 `(N, 3)`, see `gambeson.data.placement`: what is
             kept per pixel moves along. None for images as they are in the split.
+        share: The part of the step's images that are in this batch, where several processes share a step and average
+            their gradients; None where it has all of them.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody wants here
     placement: Tensor | None = None
+    share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

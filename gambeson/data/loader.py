@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gambeson.core.errors import InputError, require_known
+from gambeson.core.processes import shard
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch
 from gambeson.data.placement import draw_placement, place
@@ -19,6 +20,7 @@ class Loader:
 
     `batch(step)` depends on the seed and the step alone, so that a resumed run sees what the interrupted one would have
     seen. Every epoch is a fresh permutation; the last batch of an epoch may be smaller, as in the papers' releases.
+    Several processes take contiguous shares of the batch that one would have, with the same crops and flips.
 
     Args:
         examples: The split; it is moved to `device` once, as uint8.
@@ -29,9 +31,12 @@ class Loader:
         fill: What the padding shows: `"zero"` (black) or `"reflect"`.
         device: Where the batches lie.
         layout: Memory format of the images.
+        rank: Which process this is.
+        world: How many processes share every batch.
 
     Raises:
-        InputError: The batch is larger than the split, or the padding does not fit the images.
+        InputError: The batch is larger than the split, the padding does not fit the images, or a batch has fewer images
+            than there are processes.
     """
 
     def __init__(
@@ -45,6 +50,8 @@ class Loader:
         fill: Literal["zero", "reflect"] = "zero",
         device: torch.device | str = "cpu",
         layout: torch.memory_format = torch.contiguous_format,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if not 1 <= batch_size <= len(examples):
             raise InputError(
@@ -55,6 +62,14 @@ class Loader:
         size = min(examples.x.shape[-2:])
         if pad < 0 or (fill == "reflect" and pad >= size):
             raise InputError(f"a crop padding of {pad} pixels does not fit images of {size} pixels")
+        smallest = (len(examples) - 1) % batch_size + 1  # of an epoch's batches, the last
+        if min(batch_size, smallest) < world:
+            raise InputError(
+                f"{world} processes cannot share a batch of {min(batch_size, smallest)} images: the last of an epoch,"
+                f" with {len(examples)} training images in batches of {batch_size}",
+                hint="use another --batch-size or fewer processes",
+            )
+        self.rank, self.world = rank, world
         self.examples = examples.to(device)
         self.batch_size, self.streams, self.layout = batch_size, streams, layout
         self.pad, self.flip, self.fill = pad, flip, fill
@@ -71,16 +86,28 @@ class Loader:
         if epoch != self._epoch:  # drawn on the CPU: the same order on every device
             order = torch.randperm(len(self.examples), generator=self.streams.at("shuffle", epoch))
             self._epoch, self._order = epoch, order.to(self.examples.x.device)
-        index = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        x, placement = self.view(index, self.streams.at("augment", step))
-        return Batch(x, self.examples.y[index], index, placement)
+        whole = self._order[position * self.batch_size : (position + 1) * self.batch_size]
+        mine = shard(len(whole), self.rank, self.world)
+        index = whole[mine]
+        x, placement = self.view(index, self.streams.at("augment", step), (len(whole), mine))
+        share = None if self.world == 1 else len(index) / len(whole)
+        return Batch(x, self.examples.y[index], index, placement, share)
 
-    def view(self, index: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
-        """The images at `index`, float in [0, 1], augmented where `rng` is given, and how they were placed."""
+    def view(
+        self, index: Tensor, rng: torch.Generator | None = None, of: tuple[int, slice] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The images at `index`, float in [0, 1], augmented where `rng` is given, and how they were placed.
+
+        Args:
+            index: Positions in the split, int64 `(N,)`.
+            rng: Source of the crops and flips.
+            of: Draw for that many images, and take those of the slice: the images are a part of a batch.
+        """
         x = self.examples.x[index]
         placement = None
         if rng is not None and (self.pad or self.flip):
-            placement = draw_placement(len(x), rng, pad=self.pad, flip=self.flip).to(x.device)
+            count, mine = of or (len(x), slice(None))
+            placement = draw_placement(count, rng, pad=self.pad, flip=self.flip)[mine].to(x.device)
             x = place(x, placement, self.fill)
         return to_unit(x).contiguous(memory_format=self.layout), placement
 

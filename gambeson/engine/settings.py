@@ -18,7 +18,7 @@ class Settings:
 
     Args:
         epochs: Passes over the training set (for `free-at`, each passes every image `replays` times).
-        batch_size: Images per step.
+        batch_size: Images per step, of all processes together.
         lr: Largest learning rate.
         schedule: `cyclic`, `piecewise`, `cosine` or `constant`, per step.
         milestones: Fractions of the training at which `piecewise` divides the learning rate by ten.
@@ -29,7 +29,9 @@ class Settings:
         flip: Mirroring; None takes the data set's.
         fill: Padding: `zero` or `reflect`.
         bf16: bfloat16 autocast in the forwards of training.
+        compile: Compile the forwards of training (torch.compile): slow first step, faster ones after it.
         channels_last: Memory layout of weights and images; None: channels-last on the CPU, a quarter faster.
+        sync_bn: Under torchrun, BatchNorm over the images of all processes instead of each process's own.
         deterministic: On CUDA, deterministic cuDNN kernels: without them a resumed run is not the same to the bit.
         seed: Seed of everything random.
         val_every: Epochs between validations.
@@ -55,7 +57,9 @@ class Settings:
     flip: bool | None = None
     fill: Literal["zero", "reflect"] = "zero"
     bf16: bool = False
+    compile: bool = False
     channels_last: bool | None = None
+    sync_bn: bool = False
     deterministic: bool = True
     seed: int = 0
     val_every: int = 1
@@ -101,5 +105,5 @@ class Settings:
         return {name: value for name, value in found.items() if name not in usual or value != usual[name]}
 
 
-LATER = ("snapshots",)
+LATER = ("snapshots", "sync_bn", "compile")
 """Fields that older records and checkpoints do not have."""

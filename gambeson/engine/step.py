@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from gambeson.core.modes import replay_statistics, running_statistics
 from gambeson.core.parameters import applied
+from gambeson.core.processes import average_statistics, sum_gradients, weighted
 from gambeson.core.types import Batch, Outcome, Rng
 from gambeson.engine.precision import unwrapped
 from gambeson.methods.recipe import Recipe, search
@@ -19,6 +20,10 @@ def robust_step(
 ) -> Outcome:
     """Train `net` on one batch.
 
+    Where the batch is a share of the step's images, the gradients, those of weight perturbations too, are those of the
+    mean over all of them, and BatchNorm's running statistics are averaged: weights stay equal in all processes. Images
+    are attacked by every process for itself.
+
     Args:
         net: The model, in training mode.
         batch: Images in [0, 1] on the device of the model.
@@ -29,7 +34,10 @@ def robust_step(
         epoch: Counted from 0, for warm-ups.
 
     Returns:
-        Mean loss and logits by view, detached, on the device.
+        Mean loss and logits by view of this batch, detached, on the device.
+
+    Raises:
+        ProcessError: Another of the processes has ended.
     """
     if recipe.inner == "carried":
         return _carried_step(net, batch, recipe, parts, optimizer)
@@ -44,10 +52,11 @@ def robust_step(
         loss = recipe.objective(logits, batch.y).mean()
         if recipe.penalty is not None:
             loss = loss + recipe.penalty(net, batch, threat, rng("penalty"))
-        loss.backward()
+        weighted(loss, batch.share).backward()
+    sum_gradients(net, batch.share)
     if wp is not None and wp.decay == "perturbed" and not keep:
         _decay_perturbation(net, perturbation, optimizer)
-    _update(net, parts, optimizer)
+    _update(net, batch, parts, optimizer)
     return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
 
 
@@ -73,10 +82,11 @@ def _carried_step(net: nn.Module, batch: Batch, recipe: Recipe, parts: Parts, op
     x_adv = memory.apply_to(batch.x).requires_grad_()
     logits = forward(net, {"clean": batch.x, "adv": x_adv}, recipe.objective.views)
     loss = recipe.objective(logits, batch.y).mean()
-    loss.backward()  # one backward for the weights and for the next perturbation
+    weighted(loss, batch.share).backward()  # one backward for the weights and for the next perturbation
     assert x_adv.grad is not None
     memory.carry(batch.x, x_adv.grad, recipe.threat)
-    _update(net, parts, optimizer)
+    sum_gradients(net, batch.share)
+    _update(net, batch, parts, optimizer)
     return Outcome(loss.detach(), {view: z.detach() for view, z in logits.items()})
 
 
@@ -91,7 +101,8 @@ def _decay_perturbation(net: nn.Module, perturbation: dict[str, Tensor], optimiz
                 w.grad.add_(v, alpha=decay[id(w)])
 
 
-def _update(net: nn.Module, parts: Parts, optimizer: Optimizer) -> None:
+def _update(net: nn.Module, batch: Batch, parts: Parts, optimizer: Optimizer) -> None:
+    average_statistics(net, batch.share)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for part in parts:

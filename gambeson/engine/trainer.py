@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal, get_args
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from gambeson.core.errors import CheckpointError, DivergenceError, InputError, nearest, require_known
 from gambeson.core.layout import preferred_layout
 from gambeson.core.modes import batch_norms
+from gambeson.core.processes import agreed, max_of, rank_and_world, shard, total, wait_for_all
 from gambeson.core.streams import Streams
+from gambeson.core.sync_batch_norm import share_batch_norms
 from gambeson.core.tables import differences
 from gambeson.core.types import Batch, Task
 from gambeson.data.loader import Loader, to_unit
@@ -30,7 +33,7 @@ from gambeson.engine.checkpoint import (
 )
 from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
-from gambeson.engine.precision import Bfloat16Forward
+from gambeson.engine.precision import Bfloat16Forward, CompiledForward
 from gambeson.engine.run import Run
 from gambeson.engine.sentinel import EVENT, Sentinel
 from gambeson.engine.settings import Settings
@@ -45,6 +48,8 @@ Selection = Literal["val/pgd10_acc", "val/clean_acc"]
 """What the best checkpoint has most of, on the validation images."""
 ROLLBACKS = 3
 """Rollbacks before a run gives up."""
+AGREE_EVERY = 10
+"""Steps between the looks of several processes at whether one was asked to stop."""
 
 
 def selection_for(recipe: Recipe) -> Selection:
@@ -93,12 +98,16 @@ class Trainer:
         self.select: Selection = select or selection_for(recipe)
         require_known("selection", self.select, get_args(Selection))
         self.device = torch.device(device)
+        self.rank, self.world = rank_and_world()
+        if settings.sync_bn:
+            model = share_batch_norms(model, self.device)
         layout = preferred_layout(model, self.device, settings.channels_last)
         self.model = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.recipe, self.settings, self.task = recipe, settings, task
         self.description = description or {}
-        self.net = Bfloat16Forward(self.model) if settings.bf16 else self.model
+        self.net = self._forward()
         self.streams = Streams(settings.seed)
+        self.own = Streams(settings.seed, self.rank)  # what differs between processes: noise of attacks, dropout
         self.loader = Loader(
             train,
             settings.batch_size,
@@ -108,6 +117,8 @@ class Trainer:
             fill=settings.fill,
             device=self.device,
             layout=layout,
+            rank=self.rank,
+            world=self.world,
         )
         self.val = val.to(self.device)
         self.steps_per_epoch = self.loader.steps_per_epoch * recipe.replays
@@ -149,7 +160,7 @@ class Trainer:
         report = listen or (lambda row: None)
         deterministic = self.settings.deterministic
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic)
-        with run.locked(), torch.random.fork_rng(), cudnn, signals() as caught:
+        with self._alone(run), torch.random.fork_rng(), cudnn, signals() as caught:
             began = time.monotonic() - self.elapsed
             if self.step == 0:
                 self.save(run, "last")
@@ -167,21 +178,23 @@ class Trainer:
                     self._probe(run, report)
                 if epoch_done:
                     self._end_epoch(run, report)
-                if caught or epoch_done or self.step % self.settings.checkpoint_every == 0:
+                stopped = self._stopped(caught)
+                if stopped or epoch_done or self.step % self.settings.checkpoint_every == 0:
                     self._check_finite(run)
                     self.save(run, "last")
-                if caught and self.step < self.total:
-                    raise Interrupted(caught[0], self.step)
+                if stopped and self.step < self.total:
+                    raise Interrupted(stopped, self.step)
             self.save_weights(run, "final")
+            wait_for_all()  # the others read what the first has written
             self.elapsed = time.monotonic() - began
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the rest of the training depends on: tensors, and a header for JSON."""
+        """Everything that the rest of the training depends on, of all processes: tensors, and a header for JSON."""
         names = {id(p): name for name, p in self.model.named_parameters()}
         tensors = {f"model/{name}": t for name, t in self.model.state_dict().items()}
         tensors |= {f"optimizer/{name}": t for name, t in optimizer_tensors(self.optimizer, names).items()}
-        tensors |= {f"parts/{name}": t for name, t in self.parts.state_dict().items()}
-        tensors |= {"trainer/sums": self.sums}
+        tensors |= {f"parts/{name}": t for name, t in self.parts.whole_state().items()}
+        tensors |= {"trainer/sums": total(self.sums)}
         header = {
             **self._identity(),
             "step": self.step,
@@ -198,9 +211,12 @@ class Trainer:
         """Write the whole state.
 
         The header of `last` names the healthy state that belongs to it: a resumed run rolls back as the uninterrupted
-        one would. Others are then no longer needed.
+        one would. Others are then no longer needed. Of several processes the first one writes.
         """
-        save_checkpoint(run.checkpoint(name), *self.state())
+        state = self.state()
+        if self.rank:
+            return
+        save_checkpoint(run.checkpoint(name), *state)
         if name == "last":
             for file in run.checkpoint("healthy").parent.glob("healthy-*.safetensors"):
                 if file != run.checkpoint(f"healthy-{self.healthy}"):
@@ -208,12 +224,16 @@ class Trainer:
             self.snapshots.prune(run, self.step)
 
     def save_weights(self, run: Run, name: str) -> None:
-        """Write the weights for use: the average where the recipe has one."""
+        """Write the weights for use: the average where the recipe has one. The first of several processes writes."""
+        if self.rank:
+            return
         weights = {f"model/{k}": t for k, t in self.evaluated.state_dict().items()}
         save_checkpoint(run.checkpoint(name), weights, {**self._identity(), "step": self.step, "best": self.best})
 
     def resume(self, run: Run) -> None:
         """Continue from the run's last checkpoint; the steps that follow are the uninterrupted run's, to the bit.
+
+        Another number of processes goes on too: with the same images and the same mean of gradients, but other noise.
 
         Raises:
             CheckpointError: No checkpoint, or one of another method, model, settings or number of classes; each
@@ -229,11 +249,14 @@ class Trainer:
         self._restore(tensors, run)
         self.step, self.elapsed, self.best = header["step"], header["elapsed"], header["best"]
         self.rollbacks, self.healthy = header["rollbacks"], header["healthy"]
-        self.sums = tensors["trainer/sums"].to(self.device)
+        self.sums = tensors["trainer/sums"].to(self.device) * (self.rank == 0)  # they are of all processes
         if self.sentinel:
             self.sentinel.load_state_dict(header["sentinel"])
         if self.settings.snapshots:
             self.snapshots.load_state_dict(header["snapshots"])
+        wait_for_all()  # nobody reads any more
+        if self.rank:
+            return
         self.snapshots.prune(run, self.step)
         run.trim(self.step if self.step else -1)  # the first look of the sentinel comes after the first checkpoint
 
@@ -264,7 +287,7 @@ class Trainer:
         momentum = cycled_momentum(settings.schedule, step, self.total, settings.momentum, settings.momentum_low)
         for group in self.optimizer.param_groups:
             group["lr"], group["momentum"] = lr, momentum
-        torch.manual_seed(self.streams.number("torch", step))  # dropout draws from the global generator
+        torch.manual_seed(self.own.number("torch", step))  # dropout draws from the global generator
         self.model.train()
         if self.recipe.bn == "frozen":
             for module in batch_norms(self.model):
@@ -274,7 +297,7 @@ class Trainer:
             for part in self.parts:
                 part.begin_epoch(self.model, self.loader, epoch)
         batch = self.loader.batch(step // self.recipe.replays)
-        rng = partial(self.streams.at, step=step, device=self.device)
+        rng = partial(self._generator, step=step)
         outcome = robust_step(self.net, batch, self.recipe, self.parts, self.optimizer, rng, epoch)
         with torch.no_grad():
             logits = outcome.logits.get("adv", outcome.logits.get("clean"))
@@ -287,7 +310,7 @@ class Trainer:
 
     def _log(self, run: Run, report: Listener) -> None:
         self._check_finite(run)
-        loss, correct, count = self.sums.tolist()
+        loss, correct, count = total(self.sums).tolist()
         self.sums.zero_()
         view = "adv" if "adv" in self.recipe.objective.views else "clean"
         row = {
@@ -301,7 +324,8 @@ class Trainer:
 
     def _emit(self, run: Run, report: Listener, row: dict[str, Any]) -> None:
         row = {"step": self.step, "epoch": self.step / self.steps_per_epoch, "seconds": round(self.elapsed, 3), **row}
-        run.log(row)
+        if self.rank == 0:
+            run.log(row)
         report(row)
 
     def _end_epoch(self, run: Run, report: Listener) -> None:
@@ -345,8 +369,36 @@ class Trainer:
             p.requires_grad_(name in wanted)
         return [p for name, p in known.items() if name in wanted]
 
+    def _forward(self) -> nn.Module:
+        """The model as the steps run it."""
+        net, settings = self.model, self.settings
+        if settings.compile:
+            if self.recipe.penalty is not None:
+                raise InputError(
+                    f"{type(self.recipe.penalty).__name__} differentiates twice, which torch.compile cannot",
+                    hint="train without --compile",
+                )
+            mine = shard(settings.batch_size, self.rank, self.world)
+            net = CompiledForward(net, mine.stop - mine.start)
+        return Bfloat16Forward(net) if settings.bf16 else net
+
+    def _generator(self, purpose: str, step: int) -> torch.Generator:
+        """Randomness of a step: every process has its own, except for what happens to the weights."""
+        streams = self.streams if purpose == "weights" else self.own
+        return streams.at(purpose, step, self.device)
+
+    def _alone(self, run: Run) -> AbstractContextManager[None]:
+        """The run's lock, which the first process holds for all."""
+        return run.locked() if self.rank == 0 else nullcontext()
+
+    def _stopped(self, caught: list[int]) -> int:
+        """The signal on which all processes stop after this step, or 0. Several agree about it every ten steps."""
+        if self.world == 1 or self.step % AGREE_EVERY == 0 or self.step == self.total:
+            return max_of(caught[0] if caught else 0)
+        return 0
+
     def _check_finite(self, run: Run) -> None:
-        step = int(self.bad_step)
+        step = -max_of(-int(self.bad_step))
         if step < 2**62:
             raise DivergenceError(
                 f"the loss was NaN or infinite at step {step} (learning rate {self._learning_rate(step):.3g}); the last"
@@ -368,7 +420,8 @@ class Trainer:
     def _probe(self, run: Run, report: Listener) -> None:
         if self.sentinel is None:
             return
-        look = self.sentinel.look(self.model, self.step)
+        look = agreed(self.sentinel.look(self.model, self.step))
+        self.sentinel.load_state_dict(agreed(self.sentinel.state_dict()))  # rounding may differ between devices
         row: dict[str, Any] = {"probe/fgsm_acc": look.fgsm, "probe/pgd10_acc": look.pgd, "probe/gap": look.gap}
         row |= {"probe/aae": look.aae, "probe/alignment": look.alignment}
         if look.collapsed:
@@ -390,12 +443,14 @@ class Trainer:
             " probe batch"
         )
         if policy == "stop" or self.rollbacks == ROLLBACKS:
-            self.snapshots.prune(run, self.step)
+            if self.rank == 0:
+                self.snapshots.prune(run, self.step)
             raise DivergenceError(
                 said + (f", after {ROLLBACKS} rollbacks" if policy == "rollback" else ""),
                 hint="try n-lap or n-fgsm, a larger beta, or a smaller eps"
                 + (f"; the best weights before it: {run.checkpoint('best')}" if self.best else ""),
             )
         self.rollbacks += 1
+        wait_for_all()  # the first process has written what all read now
         self._restore(load_checkpoint(run.checkpoint(f"healthy-{self.healthy}"))[0], run)
         self._emit(run, report, {"event": f"rollback {self.rollbacks} of {ROLLBACKS}"})

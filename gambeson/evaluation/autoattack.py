@@ -14,6 +14,7 @@ from gambeson.attacks.search import Jobs, Search, hunt
 from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
 from gambeson.core.parameters import like_of
+from gambeson.core.processes import rank_and_world
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
@@ -187,7 +188,7 @@ def autoattack(
     every = every or (1 if like.device.type == "cpu" else 5)
     faster, layers = folded(model, to_unit(x[:slots].to(like.device)).to(like.dtype)) if fold else (model, 0)
     stand_in = faster if layers else None
-    rank, world = _rank_and_world()
+    rank, world = rank_and_world()
     mine = torch.arange(len(y)) % world == rank
     fell_to = torch.full((len(y),), -1, dtype=torch.int8)
     x_adv = to_unit(x).clone()
@@ -308,13 +309,6 @@ def _identity(
         "search_dtype": str(dtype),
         **({"fold": True} if fold else {}),
     }
-
-
-def _rank_and_world() -> tuple[int, int]:
-    """This process and how many there are, where a process group has been initialised."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
 
 
 def _gather(stage: Stage, number: int, fell_to: Tensor, x_adv: Tensor) -> Stage:

@@ -19,6 +19,7 @@ from gambeson.attacks.pgd import PGD, fgsm
 from gambeson.attacks.starts import Uniform
 from gambeson.core.errors import InputError
 from gambeson.core.parameters import like_of
+from gambeson.core.processes import rank_and_world, total
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
@@ -199,6 +200,8 @@ def evaluate(
     Before, model and data are examined (`gambeson.evaluation.examine`, a few forwards on 64 images at most): what would
     make the number wrong is refused. A random model is not, but its number is of one draw.
 
+    Where a process group has been initialised, its processes share the batches, and all of them get the whole report.
+
     The model is evaluated in evaluation mode and comes back in the mode it had. Adversarial images are projected onto
     the ball and clipped to [0, 1] here before they are judged; logits that are not finite count as wrong.
 
@@ -252,7 +255,8 @@ def evaluate(
     streams = Streams(seed)
     outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
     failed = dict.fromkeys(searches, 0)
-    for number, start in enumerate(range(0, len(y), batch_size)):
+    rank, world = rank_and_world()
+    for number, start in list(enumerate(range(0, len(y), batch_size)))[rank::world]:
         part = slice(start, min(start + batch_size, len(y)))
         images, labels = to_unit(x[part].to(device)).to(like.dtype), y[part].to(device, torch.int64)
         clean = judge(model, images, labels, num_classes)
@@ -268,6 +272,9 @@ def evaluate(
                 outcomes[name][start + standing.cpu()] = judge(model, x_adv, batch.y, num_classes).cpu()
             if progress:
                 progress(len(labels))
+    if world > 1:
+        outcomes = {name: total(found.to(torch.int64)).bool() for name, found in outcomes.items()}
+        failed = dict(zip(failed, total(torch.tensor(list(failed.values()))).tolist(), strict=True))
     details = {}
     for name, (version, ensemble) in ensembles.items():
         keeper = PaceKeeper(name, ensemble[-1].name, progress, pace)

@@ -13,6 +13,7 @@ from gambeson.core.errors import InputError, require_known
 from gambeson.core.losses import ce
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.parameters import applied, layer_weights
+from gambeson.core.processes import summed, weighted
 from gambeson.core.threat import L2, Linf
 from gambeson.core.types import Adversary, Batch, Rng
 from gambeson.parts.averaging import EMA
@@ -137,7 +138,8 @@ def search(
     """The worst case of a batch: images and, where the recipe has one, a weight perturbation.
 
     The model's weights, flags and modes are as before; BatchNorm statistics move as `attack.bn` says. `threat` is what
-    the recipe's budgets made of its threat for this batch; None takes the recipe's own.
+    the recipe's budgets made of its threat for this batch; None takes the recipe's own. Processes that share a step
+    come to the same perturbation of the weights.
     """
     threat = recipe.threat if threat is None else threat
     attack, perturbation = recipe.attack, recipe.weight_perturbation
@@ -166,8 +168,8 @@ def _inputs_first(
     images, weights = {"clean": batch.x, "adv": x_adv}, layer_weights(net)
     with batch_norm(net, "batch"):  # the release ascends on a copy, whose statistics are thrown away
         logits: dict[str, Tensor] = {view: net(images[view]) for view in dict.fromkeys(recipe.objective.views)}
-    loss = recipe.objective(logits, batch.y).mean()
-    grads = torch.autograd.grad(loss, list(weights.values()))
+    loss = weighted(recipe.objective(logits, batch.y).mean(), batch.share)
+    grads = summed(torch.autograd.grad(loss, list(weights.values())), batch.share)
     return Adversary(x_adv, wp.from_grads(weights, grads, optimizer, rng("weights")))
 
 
@@ -176,9 +178,10 @@ def _joint(
 ) -> Adversary:
     start, weights = attack.begin(batch.x, threat, rng("attack")).requires_grad_(), layer_weights(net)
     with batch_norm(net, attack.bn):
-        loss = ce(net(start), batch.y).mean()
+        loss = weighted(ce(net(start), batch.y).mean(), batch.share)
     grad, *grads = torch.autograd.grad(loss, [start, *weights.values()])
     x_adv = attack.move(start.detach(), grad, batch.x, threat)
+    grads = summed(grads, batch.share)
     return Adversary(x_adv, wp.from_grads(weights, grads, optimizer, rng("weights")))
 
 
@@ -187,8 +190,8 @@ def _weights_first(
 ) -> Adversary:
     start, weights = attack.begin(batch.x, threat, rng("attack")), layer_weights(net)
     with batch_norm(net, attack.bn):
-        loss = ce(net(start), batch.y).mean()
-    grads = torch.autograd.grad(loss, list(weights.values()))
+        loss = weighted(ce(net(start), batch.y).mean(), batch.share)
+    grads = summed(torch.autograd.grad(loss, list(weights.values())), batch.share)
     v = wp.from_grads(weights, grads, optimizer, rng("weights"))
     start = start.requires_grad_()
     with applied(net, v), frozen(net), batch_norm(net, attack.bn):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.core.errors import GambesonWarning, InputError
+from gambeson.core.processes import gathered, rank_and_world, shard, total
 from gambeson.core.threat import L2, Linf
 from gambeson.core.types import Batch, Rng
 from gambeson.data.loader import Loader
@@ -108,7 +109,7 @@ class BudgetState(Part):
 
     def metrics(self) -> dict[str, float]:
         """Share of values at the full budget and number of images with a dead map, since this was read last."""
-        full, values, dead, images = self.counts.tolist()
+        full, values, dead, images = total(self.counts).tolist()
         self.counts.zero_()
         if not values:
             return {}
@@ -146,13 +147,17 @@ class BudgetState(Part):
 
     def _store(self, model: nn.Module, loader: Loader, epoch: int) -> None:
         everything = torch.arange(len(loader.examples), device=loader.examples.x.device)
-        found = []
-        for number, index in enumerate(everything.split(loader.batch_size)):
+        found, batches = [], list(enumerate(everything.split(loader.batch_size)))
+        for number, index in batches[shard(len(batches), loader.rank, loader.world)]:
             rng = None
             if self.spec.assign == "release":
                 rng = loader.streams.at("augment-maps", epoch * loader.steps_per_epoch + number)
             found.append(self._maps(model, loader.view(index, rng)[0])[0])
-        self.maps = torch.cat(found)
+        self.maps = gathered(torch.cat(found) if found else self.maps[:0])
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The state, with the counts of all processes; maps and order are the same in all."""
+        return {**self.state_dict(), "counts": total(self.counts)}
 
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
         for name in ("maps", "order"):
@@ -162,3 +167,5 @@ class BudgetState(Part):
             else:  # their shapes are the data's
                 setattr(self, name, torch.empty_like(state_dict[prefix + name], device=self.counts.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if rank_and_world()[0]:
+            self.counts.zero_()  # they are of all processes: the first goes on with them

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gambeson.core.processes import gathered, rank_and_world, shard
 from gambeson.core.threat import L2, Linf, Threat, box
 from gambeson.core.types import Batch, Rng
 from gambeson.data.loader import Loader
@@ -31,8 +32,15 @@ class Part(nn.Module):
         """After a step."""
 
     def metrics(self) -> dict[str, float]:
-        """What a line of metrics shows of the steps since the last one."""
+        """What a line of metrics shows of the steps since the last one, in all processes that share them."""
         return {}
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The state dict of all processes that share a training, for a checkpoint; called by all of them.
+
+        Loading it into one process, or into any number, goes on from there.
+        """
+        return self.state_dict()
 
 
 class Parts(nn.ModuleList):
@@ -40,6 +48,10 @@ class Parts(nn.ModuleList):
 
     def __iter__(self) -> Iterator[Part]:
         return cast("Iterator[Part]", super().__iter__())
+
+    def whole_state(self) -> dict[str, Tensor]:
+        """The state dict of all processes, see `Part.whole_state`."""
+        return {f"{n}.{name}": t for n, part in enumerate(self) for name, t in part.whole_state().items()}
 
 
 class AveragedWeights(Part):
@@ -90,8 +102,12 @@ class CarriedState(Part):
         delta = self.delta[: len(x)] + self.rel_step_size * threat.eps * threat.ascend(grad)
         self.delta[: len(x)] = box(threat.project(x + delta, x)) - x
 
+    def whole_state(self) -> dict[str, Tensor]:
+        """The perturbations of all processes one after the other: those of the batch that they share."""
+        return {"delta": gathered(self.delta)}
+
     def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[no-untyped-def]
-        self.delta = torch.empty_like(
-            state_dict[f"{prefix}delta"], device=self.delta.device
-        )  # its shape is the batch's
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        whole = state_dict[f"{prefix}delta"]
+        mine = whole[shard(len(whole), *rank_and_world())]  # of the batch that they share
+        self.delta = torch.empty_like(mine, device=self.delta.device)  # its shape is the batch's
+        super()._load_from_state_dict({**state_dict, f"{prefix}delta": mine}, prefix, *args)

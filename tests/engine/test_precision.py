@@ -1,12 +1,14 @@
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gambeson.core.parameters import applied, layer_weights
 from gambeson.core.types import Batch
-from gambeson.engine.precision import Bfloat16Forward
+from gambeson.engine.precision import Bfloat16Forward, CompiledForward, unwrapped
 
 Net = Callable[..., nn.Sequential]
 Images = Callable[..., Batch]
@@ -45,3 +47,19 @@ def test_the_second_forward_sees_a_weight_perturbation(grad: bool, tiny_net: Net
     assert torch.equal(before, after)
     assert torch.equal(inside, fresh)
     assert not torch.allclose(before, inside, atol=1.0)
+
+
+def test_only_batches_of_the_size_are_compiled(
+    tiny_net: Net, tiny_batch: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    model, x = tiny_net().eval(), tiny_batch().x
+    net = CompiledForward(model, len(x))
+    torch.testing.assert_close(net(x), model(x))
+    assert counter.frame_count == 1
+    torch.testing.assert_close(net(x[:2]), model(x[:2]))
+    net(x)
+    assert counter.frame_count == 1
+    assert unwrapped(Bfloat16Forward(net)) is model
+    assert dict(net.named_parameters()).keys() == {f"model.{name}" for name, _ in model.named_parameters()}

@@ -6,12 +6,15 @@ import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import zoo
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from gambeson.core.errors import CheckpointError, DivergenceError, InputError
 from gambeson.core.threat import Linf
@@ -24,7 +27,7 @@ from gambeson.engine.sentinel import Probe, Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.trainer import Selection, Trainer
 from gambeson.evaluation.statistics import wilson
-from gambeson.methods import Recipe, free_at, n_lap, pgd_at, rs_fgsm, standard
+from gambeson.methods import METHODS, Recipe, free_at, n_lap, pgd_at, rs_fgsm, standard
 from gambeson.parts import EMA
 
 Net = Callable[..., nn.Sequential]
@@ -609,3 +612,29 @@ def test_dropout_is_drawn_by_step_and_not_by_what_came_before(
         trainer.fit(Run.create(tmp_path / str(k), {}))
         found.append(model[2].weight.detach().clone())
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("name", ["n-lap", "at-awp", "trades", "free-at"])
+def test_compiled_steps_are_the_same_and_compile_once(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    found = []
+    for compiled in (False, True):
+        settings = replace(SETTINGS, compile=compiled, batch_size=8, lr=0.02)
+        trainer = Trainer(zoo.net(), zoo.recipe(name), zoo.examples(20, 0), zoo.examples(6, 1), zoo.TASK, settings)
+        for step in range(trainer.total):
+            trainer._train_step()
+            if step == 0:
+                first = counter.frame_count
+        found.append(trainer.model.state_dict())
+    assert counter.frame_count == first > 0
+    for key, t in found[0].items():
+        torch.testing.assert_close(found[1][key], t, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_penalty_cannot_be_compiled(make: Make) -> None:
+    with pytest.raises(InputError, match="differentiates twice"):
+        make(METHODS["grad-align"](eps=0.1), compile=True)
