@@ -84,6 +84,7 @@ def replay_statistics(
     """
     with torch.no_grad():
         modules = [m for m in batch_norms(model) if m.running_mean is not None]
+        rows: list[tuple[Tensor, Tensor, Tensor, float]] = []
         for m, old, new in zip(modules, before, after, strict=True):
             if not m.training:
                 continue
@@ -95,6 +96,10 @@ def replay_statistics(
                 assert running is not None
                 # .data: the graph of a training-mode forward keeps these buffers, without using them, and would refuse
                 # the backward after a change that it counts; a second forward is not counted either.
-                running.data.mul_(1 - m.momentum).add_(r1 - (1 - m.momentum) * r0)
+                rows.append((running.data, r0, r1, 1 - m.momentum))
             if m.num_batches_tracked is not None:
                 m.num_batches_tracked.add_(1)
+        if rows:
+            now, olds, news, stay = (list(column) for column in zip(*rows, strict=True))
+            moved = torch._foreach_mul(torch._foreach_sub(now, olds), stay)
+            torch._foreach_copy_(now, torch._foreach_add(moved, news))

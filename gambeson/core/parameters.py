@@ -68,12 +68,13 @@ def applied(model: nn.Module, perturbation: Mapping[str, Tensor], *, keep: bool 
     kept: dict[str, Tensor] = {}
     try:
         with torch.no_grad():
-            for name, v in perturbation.items():
-                if not keep:
-                    kept[name] = parameters[name].detach().clone()
-                parameters[name].add_(v)
+            own: list[Tensor] = [parameters[name] for name in perturbation]
+            if not keep:
+                kept = {name: parameters[name].detach().clone() for name in perturbation}
+            if own:
+                torch._foreach_add_(own, list(perturbation.values()))
         yield
     finally:
         with torch.no_grad():
-            for name, w in kept.items():
-                parameters[name].copy_(w)
+            if kept:
+                torch._foreach_copy_([parameters[name] for name in kept], list(kept.values()))

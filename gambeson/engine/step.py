@@ -94,11 +94,11 @@ def _decay_perturbation(net: nn.Module, perturbation: dict[str, Tensor], optimiz
     """Let weight decay act on `w + v` though the step starts from w: the release steps first and subtracts v then."""
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     parameters = dict(net.named_parameters())
-    with torch.no_grad():
-        for name, v in perturbation.items():
-            w = parameters[name]
-            if w.grad is not None:
-                w.grad.add_(v, alpha=decay[id(w)])
+    moved = [(parameters[name], v) for name, v in perturbation.items()]
+    rows = [(w.grad, v, decay[id(w)]) for w, v in moved if w.grad is not None]
+    if rows:
+        grads, vs, decays = (list(column) for column in zip(*rows, strict=True))
+        torch._foreach_add_(grads, torch._foreach_mul(vs, decays))
 
 
 def _update(net: nn.Module, batch: Batch, parts: Parts, optimizer: Optimizer) -> None:

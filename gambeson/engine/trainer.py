@@ -127,7 +127,11 @@ class Trainer:
         for part in self.parts:
             part.prepare(self.model, self.loader, settings.epochs)
         self.optimizer = torch.optim.SGD(
-            self._trainable(), lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self._trainable(),
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            foreach=True,  # the same bits in a sixtieth of the operations; torch takes it by itself on CUDA only
         )
         self.step, self.elapsed = 0, 0.0
         self.best: dict[str, float] | None = None

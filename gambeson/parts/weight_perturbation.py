@@ -127,18 +127,20 @@ class WeightPerturbation:
             optimizer's: a step of length zero has no direction (the cyclic schedule starts there).
         """
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        perturbation: dict[str, Tensor] = {}
+        chosen: dict[str, tuple[nn.Parameter, Tensor, float]] = {}
+        for layer, ((name, w), g) in enumerate(zip(weights.items(), grads, strict=True), start=1):
+            size = self.size(layer, len(weights))
+            if size and not (self.direction == "optimizer" and groups[id(w)]["lr"] == 0):
+                chosen[name] = (w, g, self.sign * size)
+        if not chosen:
+            return {}
         with torch.no_grad():
-            for layer, ((name, w), g) in enumerate(zip(weights.items(), grads, strict=True), start=1):
-                size = self.size(layer, len(weights))
-                if size == 0 or (self.direction == "optimizer" and groups[id(w)]["lr"] == 0):
-                    continue
-                if self.direction == "optimizer":
-                    g = sgd_direction(w, g, optimizer.state.get(w, {}), groups[id(w)])
-                elif self.direction == "random":
-                    g = torch.randn(w.shape, generator=rng, device=w.device, dtype=w.dtype)
-                perturbation[name] = of_relative_norm(g, w, self.sign * size, self.norm)
-        return perturbation
+            own, directions, sizes = (list(column) for column in zip(*chosen.values(), strict=True))
+            if self.direction == "optimizer":
+                directions = sgd_directions(own, directions, optimizer)
+            elif self.direction == "random":
+                directions = [torch.randn(w.shape, generator=rng, device=w.device, dtype=w.dtype) for w in own]
+            return dict(zip(chosen, of_relative_norms(directions, own, sizes, self.norm), strict=True))
 
 
 def of_relative_norm(direction: Tensor, weight: Tensor, size: float, norm: Literal["l2", "linf"] = "l2") -> Tensor:
@@ -150,24 +152,40 @@ def of_relative_norm(direction: Tensor, weight: Tensor, size: float, norm: Liter
         size: Relative norm of the result; negative to go the other way.
         norm: `"l2"` (Frobenius), or `"linf"`: the largest absolute entry.
     """
-    return direction * (size * _norm(weight, norm) / (_norm(direction, norm) + 1e-20))
+    return of_relative_norms([direction], [weight], [size], norm)[0]
 
 
-def sgd_direction(w: Tensor, grad: Tensor, state: Mapping[str, Tensor], group: Mapping[str, float | bool]) -> Tensor:
-    """What SGD would subtract from `w`, divided by the learning rate: `mu m + g + kappa w`.
+def of_relative_norms(
+    directions: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    sizes: Sequence[float],
+    norm: Literal["l2", "linf"] = "l2",
+) -> list[Tensor]:
+    """`of_relative_norm` of many weights, in a few operations for all of them."""
+    order = 2 if norm == "l2" else math.inf
+    scale = torch._foreach_mul(torch._foreach_norm(list(weights), order), list(sizes))
+    torch._foreach_div_(scale, torch._foreach_add(torch._foreach_norm(list(directions), order), 1e-20))
+    return list(torch._foreach_mul(list(directions), scale))
+
+
+def sgd_directions(weights: Sequence[nn.Parameter], grads: Sequence[Tensor], optimizer: Optimizer) -> list[Tensor]:
+    """What SGD would subtract from every weight, divided by the learning rate: `mu m + g + kappa w`.
 
     Raises:
         InputError: The optimizer is not SGD without dampening and Nesterov momentum.
     """
-    if "momentum" not in group or group.get("dampening") or group.get("nesterov"):
-        raise InputError(
-            "the optimizer's direction is defined for SGD without dampening and Nesterov momentum",
-            hint="use direction='gradient' with another optimizer",
-        )
-    direction = grad + float(group["weight_decay"]) * w
-    buffer = state.get("momentum_buffer")
-    return direction if buffer is None else direction + float(group["momentum"]) * buffer
-
-
-def _norm(w: Tensor, norm: str) -> Tensor:
-    return w.norm() if norm == "l2" else w.abs().amax()
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for group in optimizer.param_groups:
+        if "momentum" not in group or group.get("dampening") or group.get("nesterov"):
+            raise InputError(
+                "the optimizer's direction is defined for SGD without dampening and Nesterov momentum",
+                hint="use direction='gradient' with another optimizer",
+            )
+    found = list(torch._foreach_mul(list(weights), [float(groups[id(w)]["weight_decay"]) for w in weights]))
+    torch._foreach_add_(found, list(grads))
+    buffers = [optimizer.state.get(w, {}).get("momentum_buffer") for w in weights]
+    moving = [n for n, buffer in enumerate(buffers) if buffer is not None]
+    if moving:
+        momenta = [float(groups[id(weights[n])]["momentum"]) for n in moving]
+        torch._foreach_add_([found[n] for n in moving], torch._foreach_mul([buffers[n] for n in moving], momenta))
+    return found

@@ -16,7 +16,7 @@ from gambeson.parts.weight_perturbation import (
     Relative,
     WeightPerturbation,
     of_relative_norm,
-    sgd_direction,
+    sgd_directions,
 )
 
 Net = Callable[..., nn.Sequential]
@@ -168,8 +168,9 @@ def test_the_optimizers_direction_is_what_sgd_really_does(
         probe = sgd(trial, momentum=momentum, weight_decay=decay)
         probe.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         probe.step()
-        for p, q in zip(net.parameters(), trial.parameters(), strict=True):
-            direction = sgd_direction(p.detach(), p.grad, optimizer.state.get(p, {}), optimizer.param_groups[0])
+        own = list(net.parameters())
+        directions = sgd_directions(own, [p.grad for p in own], optimizer)
+        for p, q, direction in zip(own, trial.parameters(), directions, strict=True):
             torch.testing.assert_close(direction, (p - q).detach() / 0.1, rtol=1e-6, atol=1e-9)
         optimizer.step()
 
