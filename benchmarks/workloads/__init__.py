@@ -1,7 +1,9 @@
 """The workloads by name."""
 
+from functools import partial
+
 from benchmarks.case import Workload
-from benchmarks.workloads import mrc, part_masks, pgd
+from benchmarks.workloads import mrc, part_masks, pgd, steps
 
 WORKLOADS: dict[str, Workload] = {
     "mrc": Workload("module robust criticality of every layer, against the whole network in every pass", mrc.cases),
@@ -9,4 +11,8 @@ WORKLOADS: dict[str, Workload] = {
     "pgd": Workload(
         "PGD-10 on a batch, against a plain loop and torchattacks, foolbox, ART where installed", pgd.cases
     ),
+    **{
+        name: Workload(f"a training step: {' and '.join(pair.what for pair in pairs)}", partial(steps.cases, name))
+        for name, pairs in steps.PAIRS.items()
+    },
 }
