@@ -23,6 +23,11 @@ def random_images(count: int, seed: int) -> Tensor:
     return torch.randint(0, 256, (count, TASK.channels, TASK.size, TASK.size), generator=rng).float() / 255
 
 
+def random_labels(count: int, seed: int) -> Tensor:
+    """Uniform labels, int64 `(count,)`."""
+    return torch.randint(0, TASK.num_classes, (count,), generator=Streams(seed).at("benchmark-labels"))
+
+
 def cifar_images(count: int) -> Tensor | None:
     """The first training images of CIFAR-10, or None where `$GAMBESON_DATA` does not hold it: nothing is downloaded."""
     if not os.environ.get("GAMBESON_DATA"):

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.case import Bound, Case, Check, Ratio, Setup
-from benchmarks.inputs import TASK, cifar_images, placed, random_images, settled
+from benchmarks.inputs import TASK, cifar_images, placed, random_images, random_labels, settled
 from benchmarks.references import mrc as reference
-from gambeson.core.streams import Streams
 from gambeson.core.threat import Linf
 from gambeson.diagnosis.criticality import adversarial_set, measure_criticality
 from gambeson.diagnosis.mrc import MRC, Criticality, Strategy
@@ -43,7 +42,7 @@ def cases(setup: Setup) -> Iterator[Case]:
 
 def _case(what: str, net: nn.Module, x: Tensor, images: str, setup: Setup) -> Case:
     size, device = -(-len(x) // 2), setup.device  # two mini-batches an epoch; the release has 20
-    y = torch.randint(0, TASK.num_classes, (len(x),), generator=Streams(setup.seed).at("benchmark-labels")).to(device)
+    y = random_labels(len(x), setup.seed).to(device)
     # The release leaves the layout as it is; ours takes the one that training takes.
     as_released, x_as_released = placed(copy.deepcopy(net), x, device, channels_last=False)
     x_as_released = adversarial_set(as_released, x_as_released, y, Linf(8 / 255), batch_size=size)

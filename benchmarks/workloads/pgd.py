@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.case import Bound, Case, Check, Ratio, Setup
-from benchmarks.inputs import TASK, cifar_images, placed, random_images, settled
+from benchmarks.inputs import TASK, cifar_images, placed, random_images, random_labels, settled
 from benchmarks.references import pgd as reference
 from gambeson.attacks import PGD
 from gambeson.attacks.starts import Zero
@@ -42,8 +42,7 @@ def cases(setup: Setup) -> Iterator[Case]:
 
 
 def _case(what: str, net: nn.Module, x: Tensor, images: str, setup: Setup) -> Case:
-    y = torch.randint(0, TASK.num_classes, (len(x),), generator=Streams(setup.seed).at("benchmark-labels"))
-    y = y.to(setup.device)
+    y = random_labels(len(x), setup.seed).to(setup.device)
     # The packages leave the layout as it is; ours takes the one that training takes.
     as_given, x_as_given = placed(copy.deepcopy(net), x, setup.device, channels_last=False)
     model, x = placed(copy.deepcopy(net), x, setup.device)

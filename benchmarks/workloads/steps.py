@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from benchmarks.case import Bound, Case, Check, Ratio, Setup
-from benchmarks.inputs import TASK, placed, random_images, settled
+from benchmarks.inputs import TASK, placed, random_images, random_labels, settled
 from benchmarks.references import multi_steps, steps
 from benchmarks.references.steps import MOMENTUM, Make, Step
 from gambeson import methods
@@ -142,27 +142,34 @@ def ours(recipe: Recipe) -> Make:
     return make
 
 
+def training(
+    make: Make, net: nn.Module, x: Tensor, y: Tensor, device: torch.device, channels_last: bool | None = None
+) -> Training:
+    """A copy of the network that steps on these images, in their precision."""
+    model, x = placed(copy.deepcopy(net).to(x.dtype).train(), x, device, channels_last=channels_last)
+    batch = Batch(x, y.to(device), torch.arange(len(x), device=device))
+    optimizer = SGD(model.parameters(), lr=LR, **MOMENTUM)
+    return Training(model, optimizer, batch, make(model, optimizer))
+
+
 def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Setup) -> Case:
-    y = torch.randint(0, TASK.num_classes, (len(x),), generator=Streams(setup.seed).at("benchmark-labels"))
-
-    def training(make: Make, images: Tensor, channels_last: bool | None = None) -> Training:
-        own = copy.deepcopy(net).to(images.dtype).train()
-        model, images = placed(own, images, setup.device, channels_last=channels_last)
-        index = torch.arange(len(images), device=setup.device)
-        optimizer = SGD(model.parameters(), lr=LR, **MOMENTUM)
-        return Training(
-            model, optimizer, Batch(images, y.to(setup.device)[: len(images)], index), make(model, optimizer)
-        )
-
+    y = random_labels(len(x), setup.seed)
     # The releases leave the layout as it is; ours takes the one that training takes.
-    makers: dict[str, Callable[[Tensor], Training]] = {
-        OURS: partial(training, ours(pair.recipe)),
-        CONTIGUOUS: partial(training, ours(pair.recipe), channels_last=False),
-        REFERENCE: partial(training, pair.reference, channels_last=False),
+    sides: dict[str, tuple[Make, bool | None]] = {
+        OURS: (ours(pair.recipe), None),
+        CONTIGUOUS: (ours(pair.recipe), False),
+        REFERENCE: (pair.reference, False),
     }
     if pair.idle is not None:
-        makers[IDLE] = partial(training, pair.idle, channels_last=False)
-    trainings = {variant: make(x) for variant, make in makers.items()}
+        sides[IDLE] = (pair.idle, False)
+
+    def started(x: Tensor) -> dict[str, Training]:
+        return {
+            variant: training(make, net, x, y[: len(x)], setup.device, channels_last)
+            for variant, (make, channels_last) in sides.items()
+        }
+
+    trainings = started(x)
     model, images = placed(copy.deepcopy(net), x, setup.device)
 
     def forward() -> Tensor:
@@ -170,8 +177,7 @@ def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Se
             return model(images)
 
     def guard() -> list[Check]:
-        precise = {variant: make(x[:GUARDED].double()) for variant, make in makers.items()}
-        checks = _compared(precise)
+        checks = _compared(started(x[:GUARDED].double()))
         losses = {variant: [train(), train()][-1] for variant, train in trainings.items()}
         for variant, loss in losses.items():
             if variant != REFERENCE:
