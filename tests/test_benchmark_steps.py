@@ -180,6 +180,12 @@ def test_a_loss_that_is_not_finite_ends_it(side, small):
         train()
 
 
+def test_a_state_that_is_no_number_is_the_largest_difference():
+    one, nan = torch.ones(2), torch.tensor([1.0, math.nan])
+    found = [steps._distance({"w": a}, {"w": b}) for a, b in ((one, one), (one + 0.5, one), (nan, one), (one, 0 * one))]
+    assert found == [0.0, pytest.approx(0.5), math.inf, math.inf]
+
+
 def test_operations_are_counted_by_name_with_the_backward():
     x = torch.ones(3, requires_grad=True)
     assert operations.operations(lambda: (x * 2).sum().detach()) == {"mul": 1, "sum": 1}
@@ -207,8 +213,7 @@ def test_the_table_of_operations(small, capsys, monkeypatch):
     assert ours < theirs  # nothing is stepped, copied or restored
 
 
-def test_the_references_draw_the_noise_of_ours(small):
-    """The same generator for the same step, whoever draws."""
+def test_steps_of_the_same_number_draw_the_same_noise():
     seen = []
 
     def look(batch, rng):

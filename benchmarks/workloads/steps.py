@@ -220,7 +220,9 @@ def _compared(trainings: dict[str, Training]) -> list[Check]:
 
 
 def _distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    """The norm of the difference over that of `wanted`."""
+    """The norm of the difference over that of `wanted`; infinite where it is no number, so that it is the largest."""
     difference = math.hypot(*(float((found[name] - t).norm()) for name, t in wanted.items()))
     size = math.hypot(*(float(t.norm()) for t in wanted.values()))
-    return difference / size if size else math.inf if difference else 0.0
+    if difference == 0:
+        return 0.0
+    return difference / size if size and math.isfinite(difference) else math.inf
