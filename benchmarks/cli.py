@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.case import Setup, run
 from benchmarks.pairs import Clock
-from benchmarks.report import CLOCKS, machine, record, text
+from benchmarks.report import CLOCKS, head, machine, record, roof, text
+from benchmarks.roofline import measure_rates
 from benchmarks.workloads import WORKLOADS
 from gambeson.engine.run import write_json
 
@@ -52,16 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine(device),
         "load_before": _load(),
     }
-    print(_head(content))
+    bf16 = [torch.bfloat16] * (options.bf16 or device.type == "cuda")
+    content["roofline"] = [rate._asdict() for rate in measure_rates(device, [torch.float32, *bf16])]
+    print(head(content))
     cases, complete = [], True
     for name in options.workloads or WORKLOADS:
         for case in WORKLOADS[name].cases(setup):
             result = run(case, options.rounds, options.order_seed, device)
             complete &= result.valid
             cases.append(record(name, result))
-            print(f"\n{text(result, clock)}", flush=True)
+            print(f"\n{text(result, clock, roof(content))}", flush=True)
     content |= {"load_after": _load(), "cases": cases}
-    print("\nA goal is met where three quarters of the rounds keep it.")
+    print("\nThe best rate is the best of float32; memory is that of a call beyond what was there before it.")
+    print("A goal is met where three quarters of the rounds keep it.")
     print(f"Load average before and after: {content['load_before']} and {content['load_after']}.")
     if options.json:
         write_json(options.json, content)
@@ -89,20 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="%(default)s, or cuda")
     add("--threads", type=int, default=1, help="of torch (%(default)s: the steadiest on a shared machine)")
     add("--clock", choices=list(CLOCKS), help="of the tables; cpu for one thread, else wall; --json has both")
+    add("--bf16", action="store_true", help="measure the best rates of bfloat16 too; on cuda always")
     add("--seed", type=int, default=0, help="of weights and images (%(default)s)")
     add("--order-seed", type=int, default=0, help="of the order in every round (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all samples")
     return parser
-
-
-def _head(content: dict) -> str:
-    where = content["machine"]
-    packages = ", ".join(f"{name} {number}" for name, number in where["versions"].items())
-    return (
-        f"$ {content['command']}\n"
-        f"{content['date']}; {where['processor']}, {where['cores']} cores, {where['instructions']}, "
-        f"device {where['device']}, torch threads {where['threads']}\n{packages}"
-    )
 
 
 def _load() -> list[float] | None:

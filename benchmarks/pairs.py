@@ -88,3 +88,10 @@ def ratios(seconds: Mapping[str, Sequence[float]], of: str, to: str) -> list[flo
 def spread(values: Sequence[float]) -> Spread:
     """Extremes, quartiles and median."""
     return Spread(*(float(q) for q in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))))
+
+
+def slopes(factor: Sequence[float], amounts: Sequence[Sequence[float]]) -> list[float]:
+    """The exponent `b` of the least-squares line `log amount = a + b log factor`, for every row of amounts."""
+    x = np.log(factor)
+    x -= x.mean()
+    return [float(x @ np.log(row) / (x @ x)) for row in amounts]

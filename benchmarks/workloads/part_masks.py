@@ -93,4 +93,4 @@ def _case(what: str, net: nn.Module, x: Tensor, images: str, setup: Setup, layer
         cheap = CHEAP_WITHOUT_BACKWARD if name == CLOSED and on_cpu else CHEAP
         ratios.append(Ratio(f"{name} / forward", name, FORWARD, None if name == contiguous else cheap))
     title = f"part-masks: {what}, {site.layer}, {len(x)} {images}"
-    return Case(title, {LOOP: loop, **ours, FORWARD: forward}, FORWARD, guard, tuple(ratios))
+    return Case(title, {LOOP: loop, **ours, FORWARD: forward}, FORWARD, guard, tuple(ratios), images=len(x))

@@ -87,7 +87,8 @@ def _case(what: str, net: nn.Module, x: Tensor, images: str, setup: Setup) -> Ca
     ratios = [Ratio(f"{name} / ours", name, OURS, GOALS[name] if goal else None) for name in peers]
     ratios += [Ratio("reference / ours", LOOP, OURS), Ratio("ours / forward", OURS, FORWARD)]
     title = f"pgd: {what}, {STEPS} steps, {len(x)} {images}"
-    return Case(title, {OURS: ours, LOOP: loop, **peers, FORWARD: forward}, FORWARD, guard, tuple(ratios))
+    variants = {OURS: ours, LOOP: loop, **peers, FORWARD: forward}
+    return Case(title, variants, FORWARD, guard, tuple(ratios), images=len(x))
 
 
 def _torchattacks(model: nn.Module, x: Tensor, y: Tensor, setup: Setup) -> Callable[[], Tensor]:
