@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import document
 from benchmarks.case import Setup, run
 from benchmarks.pairs import Clock
 from benchmarks.report import CLOCKS, head, machine, record, roof, text
@@ -19,10 +20,16 @@ from benchmarks.roofline import measure_rates
 from benchmarks.workloads import WORKLOADS
 from gambeson.engine.run import write_json
 
+DESCRIPTION = (
+    "Timings, paired in one process; `document FILE...` writes the tables of docs/performance.md from records."
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run workloads and print what came; 1 if a guard failed, for then there is no result. A missed goal is one."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["document"]:
+        return document.main(words[1:])
     parser = _parser()
     options = parser.parse_args(words)
     if options.list:
@@ -83,7 +90,7 @@ def settle_allocator() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Timings, paired in one process.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=DESCRIPTION)
     add = parser.add_argument
     add("workloads", nargs="*", metavar="WORKLOAD", help="which; all without one")
     add("--list", action="store_true", help="say what there is, and stop")
