@@ -63,8 +63,8 @@ def host_peak(function: Callable[[], object]) -> tuple[int, int]:
     by itself (scratch memory of oneDNN, images of pillow).
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else it writes two lines to standard error for every call
-    gc.collect()
-    tracing = tracemalloc.is_tracing()
+    collecting, tracing = gc.isenabled(), tracemalloc.is_tracing()
+    gc.disable()  # as where it is timed
     with torch.autograd.profiler.profile(use_cpu=True, profile_memory=True) as profiler:
         if not tracing:
             tracemalloc.start()
@@ -76,6 +76,8 @@ def host_peak(function: Callable[[], object]) -> tuple[int, int]:
         finally:
             if not tracing:
                 tracemalloc.stop()
+            if collecting:
+                gc.enable()
     assert profiler.kineto_results is not None
     reports = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0

@@ -26,7 +26,7 @@ MOVED = Bound(">=", 0.5)
 BATCHES = (0.25, 0.5, 1, 2)
 """Times the base."""
 WIDTHS, FULL_WIDTHS = (16, 32, 64), (16, 32, 64, 128)
-STEPS, CLASSES = (1, 2, 5, 10, 20), (10, 100, 1000)
+BASE_STEPS, STEPS, CLASSES = 10, (1, 2, 5, 10, 20), (10, 100, 1000)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Point:
 
 def cases(setup: Setup) -> Iterator[Case]:
     """Adversarial training with PGD-10, then FGSM, from the batch that is asked for and a quarter of the width."""
-    base = Point("pgd-at", setup.batch_size, 64 if setup.full else 16, 10, TASK.num_classes)
+    base = Point("pgd-at", setup.batch_size, 64 if setup.full else 16, BASE_STEPS, TASK.num_classes)
     single = replace(base, method="fgsm", steps=1)
     batches = sorted({max(2, round(share * setup.batch_size)) for share in BATCHES})  # BatchNorm needs two
     widths = FULL_WIDTHS if setup.full else WIDTHS
@@ -100,9 +100,7 @@ def _case(base: Point, name: str, values: Any, setup: Setup) -> Case:
         for label, step in steps.items():
             point, before = points[label], [p.detach().clone() for p in step.net.parameters()]
             seen, logits = _watched(step.net, step)
-            passes[label] = abs(
-                seen - point.batch * (point.steps + 1)
-            )  # one for every step of the attack, one to train
+            passes[label] = abs(seen - point.batch * (point.steps + 1))  # every step of the attack, and one to train
             outputs[label] = abs(logits - point.classes)
             pairs = list(zip(before, step.net.parameters(), strict=True))
             moved[label] = sum(not torch.equal(old, new) for old, new in pairs) / len(pairs)
