@@ -259,7 +259,10 @@ def test_a_dead_map_keeps_the_low_budget_everywhere_in_the_reference():
 def test_the_list_and_what_is_refused(capsys):
     assert cli.main(["--list"]) == 0
     assert capsys.readouterr().out.startswith("corruptions ")
-    for words, said in ((["nothing"], "there are corruptions, data, growth, mrc, part-masks"), (["--rounds", "0"], "--rounds must be at least 1")):
+    for words, said in (
+        (["nothing"], "there are corruptions, data, growth, mrc, part-masks"),
+        (["--rounds", "0"], "--rounds must be at least 1"),
+    ):
         with pytest.raises(SystemExit):
             cli.main(words)
         assert said in capsys.readouterr().err
