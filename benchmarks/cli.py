@@ -100,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu", help="%(default)s, or cuda")
     add("--threads", type=int, default=1, help="of torch (%(default)s: the steadiest on a shared machine)")
     add("--clock", choices=list(CLOCKS), help="of the tables; cpu for one thread, else wall; --json has both")
-    add("--bf16", action="store_true", help="measure the best rates of bfloat16 too; on cuda always")
+    add("--bf16", action="store_true", help="best rates of bfloat16 too (minutes on a CPU without it)")
     add("--seed", type=int, default=0, help="of weights and images (%(default)s)")
     add("--order-seed", type=int, default=0, help="of the order in every round (%(default)s)")
     add("--json", type=Path, metavar="FILE", help="write all samples")
