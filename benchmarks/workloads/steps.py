@@ -192,7 +192,7 @@ def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Se
         ratios.append(Ratio(f"{IDLE} / ours", IDLE, OURS))
     ratios += [Ratio(f"{variant} / forward", variant, FORWARD) for variant in trainings]
     title = f"{name}: {pair.what}, {what}, {len(x)} random images"
-    return Case(title, {**trainings, FORWARD: forward}, FORWARD, guard, tuple(ratios))
+    return Case(title, {**trainings, FORWARD: forward}, FORWARD, guard, tuple(ratios), images=len(x))
 
 
 def _compared(trainings: dict[str, Training]) -> list[Check]:
