@@ -33,7 +33,7 @@ def pgd_at(model: nn.Module, optimizer: SGD) -> Step:
     """Steps of PGD-AT: attacked in evaluation mode, the gradient of the images alone."""
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         model.eval()
         x_adv = x.clone().detach()
         x_adv = (x_adv + torch.empty_like(x_adv).uniform_(-EPS, EPS, generator=rng("attack"))).clamp(0, 1).detach()
@@ -53,7 +53,7 @@ def rice(model: nn.Module, optimizer: SGD, *, idle_passes: bool = False) -> Step
     """Steps of robust_overfitting: attacked in training mode, a full `backward()` at each of the ten steps."""
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         delta = training_mode_attack(model, batch, rng, idle_passes=idle_passes)
         loss = descend(optimizer, F.cross_entropy(model((x + delta).clamp(0, 1)), y))
         if idle_passes:
@@ -72,7 +72,7 @@ def trades(model: nn.Module, optimizer: SGD, beta: float = 6.0) -> Step:
         return kl
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         x_adv = evaluation_mode_attack(model, x, rng, lambda x_adv: divergence(x_adv, x))
         optimizer.zero_grad()
         natural = F.cross_entropy(model(x), y)
@@ -86,7 +86,7 @@ def mart(model: nn.Module, optimizer: SGD, beta: float = 5.0) -> Step:
     criterion = nn.KLDivLoss(reduction="none")
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         x_adv = evaluation_mode_attack(model, x, rng, lambda x_adv: F.cross_entropy(model(x_adv), y))
         optimizer.zero_grad()
         logits, logits_adv = model(x), model(x_adv)
@@ -114,7 +114,7 @@ def at_awp(model: nn.Module, optimizer: SGD, gamma: float = 0.01, *, idle_passes
                     w.add_(factor * change[name])
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         delta = training_mode_attack(model, batch, rng, idle_passes=idle_passes)
         model.train()
         x_adv = (x + delta).clamp(0, 1)
@@ -148,7 +148,7 @@ def evaluation_mode_attack(model: nn.Module, x: Tensor, rng: Rng, loss: Callable
 
 def training_mode_attack(model: nn.Module, batch: Batch, rng: Rng, *, idle_passes: bool) -> Tensor:
     """The attack of robust_overfitting and AT-AWP, as a perturbation; the gradients of the weights add up meanwhile."""
-    x, y, _, _ = batch
+    x, y = batch.x, batch.y
     delta = inside(torch.zeros_like(x).uniform_(-EPS, EPS, generator=rng("attack")), x).requires_grad_()
     for _ in range(STEPS):
         F.cross_entropy(model(x + delta), y).backward()

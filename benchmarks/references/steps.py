@@ -38,7 +38,7 @@ def rs_fgsm(model: nn.Module, optimizer: SGD) -> Step:
     """Steps of RS-FGSM: a full `backward()` for the gradient of the images, whose weight gradients are thrown away."""
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         delta = inside(torch.zeros_like(x).uniform_(-EPS, EPS, generator=rng("attack")), x).requires_grad_()
         F.cross_entropy(model(x + delta), y).backward()
         assert delta.grad is not None
@@ -52,7 +52,7 @@ def n_fgsm(model: nn.Module, optimizer: SGD) -> Step:
     """Steps of N-FGSM: more noise, no clipping to eps, and the gradient of the noise alone."""
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         noise = inside(torch.zeros_like(x).uniform_(-2 * EPS, 2 * EPS, generator=rng("attack")), x).requires_grad_()
         grad = torch.autograd.grad(F.cross_entropy(model(x + noise), y), noise)[0]
         delta = inside(noise.detach() + EPS * grad.sign(), x)
@@ -68,7 +68,7 @@ def n_lap(model: nn.Module, optimizer: SGD, beta: float = 0.001, gamma: float = 
     layers = sum(w.ndim > 1 and "weight" in name for name, w in model.state_dict().items())
 
     def step(batch: Batch, rng: Rng) -> Tensor:
-        x, y, _, _ = batch
+        x, y = batch.x, batch.y
         model.train()
         proxy.train()
         delta = inside(torch.zeros_like(x).uniform_(-2 * EPS, 2 * EPS, generator=rng("attack")), x).requires_grad_()
