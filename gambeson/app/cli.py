@@ -24,6 +24,7 @@ COMMANDS = {
     "interpolate": "measure the models on the line between two runs: gambeson interpolate RUN RUN",
     "import": "make a run of another's checkpoint: gambeson import FILE --model wrn-34-10 --data cifar10",
     "report": "one page about a run, or several side by side: gambeson report RUN [RUN...]",
+    "sweep": "recipes and seeds from one file, and the table over seeds: gambeson sweep FILE",
     "resume": "go on with an interrupted run: gambeson resume RUN",
     "runs": "runs list, or runs compare RUN RUN...",
     "list": "list methods, attacks, models, data, corruptions or recipes",

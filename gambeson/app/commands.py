@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gambeson.app.listing import list_, runs
     from gambeson.app.measuring import evaluate
     from gambeson.app.reporting import report
+    from gambeson.app.sweeping import sweep
     from gambeson.app.training import resume, train
     from gambeson.app.tuning import finetune
 
@@ -30,6 +31,7 @@ __all__ = [
     "report",
     "resume",
     "runs",
+    "sweep",
     "train",
 ]
 
@@ -48,6 +50,7 @@ __getattr__ = lazy_exports(
         "report": "gambeson.app.reporting",
         "resume": "gambeson.app.training",
         "runs": "gambeson.app.listing",
+        "sweep": "gambeson.app.sweeping",
         "train": "gambeson.app.training",
     },
 )

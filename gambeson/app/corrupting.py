@@ -24,10 +24,7 @@ def corruptions(args: list[str]) -> int:
     """`gambeson corruptions RUN [options]`."""
     description = "Measure accuracy under common corruptions; outcomes per image are kept in the run."
     path, options = parse_run("corruptions", description, CorruptionOptions, args)
-    names, levels = chosen_corruptions(options), chosen_severities(options.severities)
-    require_positive(options, "test_size", "batch_size")
-    if options.published and options.frost_textures:
-        raise InputError("--frost-textures is for generated images, --published reads finished ones")
+    names, levels = check(options)
     import numpy as np
 
     from gambeson.app import build, show, states
@@ -83,11 +80,7 @@ def corruptions(args: list[str]) -> int:
     notes = [] if options.published else [GENERATED_NOTE]
     notes += [FROST_NOTE] if generated_frost else []
     record: dict[str, Any] = {**report.to_dict(), "notes": notes, "versions": versions()}
-    stem = f"corruptions-{Path(checkpoint).stem}-{options.set}" if options.corruptions is None else ""
-    stem = stem or name_of(f"corruptions-{Path(checkpoint).stem}", options, "corruptions")
-    stem += "-published" if options.published else ""
-    stem = name_of(stem, options, "severities", "test_size", "frost_textures", "seed")
-    out = Path(options.out) if options.out else run.path / "diagnosis" / f"{stem}.png"
+    out = Path(options.out) if options.out else run.path / "diagnosis" / f"{record_name(checkpoint, options)}.png"
     out.parent.mkdir(exist_ok=True)
     draw_corruptions(report, out, f"{run.path.name}, {data.facts.name}")
     arrays = {"y": report.y.numpy(), **({"clean": report.clean.numpy()} if report.clean is not None else {})}
@@ -101,6 +94,32 @@ def corruptions(args: list[str]) -> int:
         show.stamp(record["selection"])
     print(f"wrote {out}, {out.with_suffix('.json')} and {out.with_suffix('.npz')}", file=sys.stderr)
     return 0
+
+
+def check(options: CorruptionOptions) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The corruptions and severities of the options, which are refused where that needs no data.
+
+    Raises:
+        InputError: Unknown corruptions or severities, or options that contradict each other.
+    """
+    names, levels = chosen_corruptions(options), chosen_severities(options.severities)
+    require_positive(options, "test_size", "batch_size")
+    if options.published and options.frost_textures:
+        raise InputError("--frost-textures is for generated images, --published reads finished ones")
+    return names, levels
+
+
+def record_name(checkpoint: str, options: CorruptionOptions) -> str:
+    """The name of the record in RUN/diagnosis, without its ending.
+
+    Examples:
+        >>> record_name("final", CorruptionOptions(set="rift18", test_size=100))
+        'corruptions-final-rift18-test-size-100'
+    """
+    stem = f"corruptions-{Path(checkpoint).stem}-{options.set}" if options.corruptions is None else ""
+    stem = stem or name_of(f"corruptions-{Path(checkpoint).stem}", options, "corruptions")
+    stem += "-published" if options.published else ""
+    return name_of(stem, options, "severities", "test_size", "frost_textures", "seed")
 
 
 def chosen_corruptions(options: CorruptionOptions) -> tuple[str, ...]:

@@ -649,6 +649,39 @@ class ReportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Which rows of a sweep to run, where, and what to print.
+
+    Args:
+        root: Folder for the runs, their logs and the tables; default runs/NAME of the file's name.
+        jobs: Commands at a time; default the file's, or one per device.
+        devices: Devices to hand out, comma-separated, such as cuda:0,cuda:1; default what the rows say.
+        only: Only rows with these labels, comma-separated, and what they start from.
+        dry_run: Print the commands that are still to be run, and run nothing.
+        table: Print where the runs are and the table, and run nothing.
+        executor: local, or slurm: submit a job per row and seed (needs submitit).
+        slurm: Parameters of SLURM, key=value, comma-separated, such as partition=gpu,timeout_min=600,gpus_per_node=1.
+        interval: student or bootstrap (over seeds), or images (over seeds and test images).
+        markdown: Print the table as Markdown.
+        csv: Print the table as CSV.
+        json: Print JSON instead of tables; an error too, as an object with error and hint.
+    """
+
+    root: str | None = None
+    jobs: int | None = None
+    devices: str | None = None
+    only: str | None = None
+    dry_run: bool = False
+    table: bool = False
+    executor: str = "local"
+    slurm: str | None = None
+    interval: str = "student"
+    markdown: bool = False
+    csv: bool = False
+    json: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoOptions:
     """Where the demonstration goes.
 

@@ -65,10 +65,16 @@ def defaults_from(parser: Parser, file: Path, content: dict[str, Any]) -> dict[s
     for key in content:
         if str(key).replace("-", "_") not in known:
             raise UsageError(f"{file}: unknown setting {key!r}", hint=nearest(str(key), known))
-    words = [f"--{key}={_word(value)}" for key, value in content.items()]
+    words = [f"--{key}={word_of(value)}" for key, value in content.items()]
     values = parser.parse(words)
     return {key.replace("-", "_"): values[key.replace("-", "_")] for key in content}
 
 
-def _word(value: Any) -> str:
+def word_of(value: Any) -> str:
+    """A value from YAML as it would stand on the command line.
+
+    Examples:
+        >>> word_of("8/255"), word_of(True), word_of([0.5, 0.75]), word_of(None)
+        ('8/255', 'true', '[0.5, 0.75]', 'null')
+    """
     return json.dumps(value) if not isinstance(value, str) else value

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,75 @@ if TYPE_CHECKING:
     from gambeson.evaluation.evaluate import Report
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A command line of `gambeson train` as values.
+
+    Attributes:
+        name: The method.
+        arguments: Its arguments; `eps` is None where the data set's budget is meant.
+        options: What to train on, and where the result goes.
+        settings: How to train.
+        values: All of it by option name.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    options: TrainOptions
+    settings: Settings
+    values: dict[str, Any]
+
+
 def train(args: list[str]) -> int:
     """`gambeson train METHOD [options]`."""
+    asked = understand(args)
+    from gambeson.app.processes import together
+
+    with together(asked.options.device) as (rank, device):
+        run, code = _train(args, asked, device)
+    return _report(run, code, device) if rank == 0 else code
+
+
+def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
+    """Make the run and train, alone or as one of several processes, of which the first makes it."""
+    from gambeson.app import build, show
+    from gambeson.core.processes import agreed, rank_and_world, wait_for_all
+    from gambeson.engine.run import Run
+
+    options, values = asked.options, asked.values
+    free = Run.free_path(Path("runs"), f"{build.data_stem(options.data)}-{asked.name}")
+    folder = agreed(Path(options.run) if options.run else free)
+    Run.require_new(folder)
+    where = build.device(device)
+    call = {**call_of(asked), "device": str(where)}
+    build.use_threads(call)
+    if options.tensorboard:
+        show.tensorboard_writer()
+    data = build.splits(call)
+    if asked.arguments["eps"] is None:
+        asked.arguments["eps"] = data.facts.eps
+    trainer = build.trainer(call, data, where)
+    kept = {"tensorboard": options.tensorboard, "report": options.report}
+    record = {"command": ["gambeson", "train", *args], **kept, **call}
+    wait_for_all()  # whoever refuses has done so
+    if rank_and_world()[0]:
+        run = Run(folder, record)
+    else:
+        run = Run.create(folder, record)
+        show.training(run, trainer, data)
+        if options.data.startswith("folder:"):
+            show.chosen({key: value for key, value in presets.training(options.data).items() if values[key] == value})
+    return run, _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+
+
+def understand(args: list[str]) -> Asked:
+    """The words after `gambeson train` as values; nothing is read but the recipe.
+
+    Raises:
+        UsageError: They are not of the command's form.
+        InputError: A setting is outside what is allowed, or the recipe cannot be read.
+        SystemExit: They ask for help, which is printed.
+    """
     config = peek(args, "config")
     file = find_recipe(config) if config else None
     content = read_yaml(file, recipes_folder()) if file else {}
@@ -40,7 +108,7 @@ def train(args: list[str]) -> int:
     if not words and "method" not in content:
         if "-h" in args or "--help" in args:
             print(_train_help(), end="")
-            return 0
+            raise SystemExit(0)
         raise UsageError(f"which method? known: {', '.join(METHODS)}", hint="gambeson train n-lap")
     if len(words) > 1:
         raise UsageError(f"train takes one method, got {' '.join(words)}", hint="options begin with --")
@@ -49,59 +117,25 @@ def train(args: list[str]) -> int:
     if file:
         parser.set_defaults(defaults_from(parser, file, {k: v for k, v in content.items() if k != "method"}))
     values = parser.parse(rest)
-
-    from gambeson.app.processes import together
-
-    options, settings = options_of(TrainOptions, values), options_of(Settings, values)
     arguments = {key: values[key] for key in method_names}
     if "eps" not in content and peek(args, "eps") is None:
         arguments["eps"] = None
-    chosen = {key: value for key, value in presets.training(options.data).items() if values[key] == value}
-    with together(options.device) as (rank, device):
-        run, code = _train(args, (name, arguments), options, settings, device, chosen)
-    return _report(run, code, device) if rank == 0 else code
+    return Asked(name, arguments, options_of(TrainOptions, values), options_of(Settings, values), values)
 
 
-def _train(
-    args: list[str],
-    method: tuple[str, dict[str, Any]],
-    options: TrainOptions,
-    settings: Settings,
-    device: str,
-    chosen: dict[str, Any],
-) -> tuple[Run, int]:
-    """Make the run and train, alone or as one of several processes, of which the first makes it."""
-    from gambeson.app import build, show
-    from gambeson.core.processes import agreed, rank_and_world, wait_for_all
-    from gambeson.engine.run import Run
+def call_of(asked: Asked) -> dict[str, Any]:
+    """The record of the training that is asked for, checked as far as that needs no data.
 
-    name, arguments = method
-    free = Run.free_path(Path("runs"), f"{build.data_stem(options.data)}-{name}")
-    folder = agreed(Path(options.run) if options.run else free)
-    Run.require_new(folder)
-    where = build.device(device)
-    call = {**build.make_call(name, arguments, options, settings), "device": str(where)}
-    build.use_threads(call)
-    if arguments["eps"] is not None:
+    Raises:
+        InputError: A wrong budget, unknown attacks, or no test images.
+    """
+    from gambeson.app import build
+
+    call = build.make_call(asked.name, asked.arguments, asked.options, asked.settings)
+    if asked.arguments["eps"] is not None:
         build.recipe(call)  # a wrong budget is said before any data is read
-    check_attacks(options.attack, options.test_size)
-    if options.tensorboard:
-        show.tensorboard_writer()
-    data = build.splits(call)
-    if arguments["eps"] is None:
-        arguments["eps"] = data.facts.eps
-    trainer = build.trainer(call, data, where)
-    asked = {"tensorboard": options.tensorboard, "report": options.report}
-    record = {"command": ["gambeson", "train", *args], **asked, **call}
-    wait_for_all()  # whoever refuses has done so
-    if rank_and_world()[0]:
-        run = Run(folder, record)
-    else:
-        run = Run.create(folder, record)
-        show.training(run, trainer, data)
-        if options.data.startswith("folder:"):
-            show.chosen(chosen)
-    return run, _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+    check_attacks(asked.options.attack, asked.options.test_size)
+    return call
 
 
 def resume(args: list[str]) -> int:

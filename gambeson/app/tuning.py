@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,23 @@ SETTINGS: dict[str, Any] = {
 UNUSED = {"on_overfitting", "probe_every", "val_every", "momentum_low", "snapshots"}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A command line of `gambeson finetune HOW` as values.
+
+    Attributes:
+        words: The run to start from; nothing where that is a file.
+        options: What to fine-tune.
+        settings: How to train.
+        values: All of it by option name.
+    """
+
+    words: list[str]
+    options: RiftOptions
+    settings: Settings
+    values: dict[str, Any]
+
+
 def finetune(args: list[str]) -> int:
     """`gambeson finetune rift|bn RUN [options]`."""
     if args and args[0] in TITLES:
@@ -68,7 +85,14 @@ def finetune_parser(how: str, *, foreign: bool = False) -> Parser:
     return parser
 
 
-def _start(how: str, args: list[str]) -> int:
+def understand(how: str, args: list[str]) -> Asked:
+    """The words after `gambeson finetune HOW` as values; nothing is read but the recipe.
+
+    Raises:
+        UsageError: They are not of the command's form.
+        InputError: A setting is outside what is allowed, or the recipe cannot be read.
+        SystemExit: They ask for help, which is printed.
+    """
     foreign = peek(args, "weights") is not None
     parser = finetune_parser(how, foreign=foreign)
     if "-h" in args or "--help" in args:
@@ -111,6 +135,12 @@ def _start(how: str, args: list[str]) -> int:
     settings = Settings(**{key: values[key] for key in _settings()})
     options = options_of(RiftOptions, values)
     _check(options)
+    return Asked(words, options, settings, values)
+
+
+def _start(how: str, args: list[str]) -> int:
+    asked = understand(how, args)
+    words, options, settings, values = asked.words, asked.options, asked.settings, asked.values
     from gambeson.app import build
     from gambeson.core.tables import differences
     from gambeson.engine.run import Run
@@ -126,7 +156,7 @@ def _start(how: str, args: list[str]) -> int:
     stem = f"{base.path.name}-{how}"
     folder = Path(options.run) if options.run else Run.free_path(base.path.parent, stem)
     where = build.device(options.device)
-    call = _call(how, base, options, settings, str(where))
+    call = call_of(how, base, options, settings, str(where))
     if folder.exists():
         run = build.open_run(folder)
         if "finetune" not in run.call:
@@ -134,7 +164,7 @@ def _start(how: str, args: list[str]) -> int:
                 f"{folder} is no fine-tuning run, and nothing of it was changed",
                 hint="--run names a directory to create, or a fine-tuning run to go on with",
             )
-        different = differences(_comparable(run.call), _comparable(call))
+        different = differences(comparable(run.call), comparable(call))
         if different:
             raise RunError(
                 f"{folder} is another run: {'; '.join(different)}", hint="give its options, or another --run"
@@ -255,7 +285,12 @@ def _check(options: RiftOptions) -> None:
     check_attacks(options.attack, options.test_size)
 
 
-def _call(how: str, base: Run, options: RiftOptions, settings: Settings, device: str) -> dict[str, Any]:
+def call_of(how: str, base: Run, options: RiftOptions, settings: Settings, device: str) -> dict[str, Any]:
+    """The record of the fine-tuning of `base` that is asked for.
+
+    Raises:
+        InputError: The base lacks the checkpoint.
+    """
     from gambeson.app import build
     from gambeson.engine.checkpoint import sha256_of
     from gambeson.finetuning.rift import needs_criticality
@@ -296,7 +331,8 @@ def _split_of(base: Run) -> str | None:
     return split if split in ("test", "unknown") else None
 
 
-def _comparable(call: dict[str, Any]) -> dict[str, Any]:
+def comparable(call: dict[str, Any]) -> dict[str, Any]:
+    """What two fine-tunings must agree in to be the same one."""
     keys = ("method", "data", "model", "settings", "finetune", "attack", "test_size", "threads")
     return {key: call.get(key) for key in keys}
 

@@ -85,12 +85,24 @@ def load(
     return Splits(pool.train.subset(rest), pool.train.subset(held), pool.test, pool.facts)
 
 
-def _read(name: str, root: str | Path | None, verify: bool, size: int | None) -> Pool:
+def require_data(name: str) -> None:
+    """Refuse what is not the name of a data set; whether its files are there is another question.
+
+    Raises:
+        InputError: An unknown name, or `folder:` or `npz:` without a path.
+    """
     kind, colon, path = name.partition(":")
+    if kind in ("folder", "npz") and not path:
+        raise InputError(f"{kind}: needs a path", hint=f"{kind}:PATH, for instance {kind}:data/mine")
+    if kind not in ("folder", "npz") and (colon or name not in FACTS):
+        raise InputError(f"there is no data set {name!r}", hint=nearest(name, DATASETS))
+
+
+def _read(name: str, root: str | Path | None, verify: bool, size: int | None) -> Pool:
+    kind, _, path = name.partition(":")
     if kind in ("folder", "npz"):
         return _read_own(kind, path, verify, size)
-    if colon or name not in FACTS:
-        raise InputError(f"there is no data set {name!r}", hint=nearest(name, DATASETS))
+    require_data(name)
     if size not in (None, FACTS[name].size):
         raise InputError(
             f"size={size} does not apply to {name}, whose images are {FACTS[name].size}x{FACTS[name].size}",
@@ -100,8 +112,7 @@ def _read(name: str, root: str | Path | None, verify: bool, size: int | None) ->
 
 
 def _read_own(kind: str, path: str, verify: bool, size: int | None) -> Pool:
-    if not path:
-        raise InputError(f"{kind}: needs a path", hint=f"{kind}:PATH, for instance {kind}:data/mine")
+    require_data(f"{kind}:{path}")
     if verify:
         raise InputError(f"verify does not apply to {kind}:PATH: your own data have no published checksum")
     if kind == "npz":

@@ -69,6 +69,23 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(array.size, float(array.mean()), std, float(array.min()), float(array.max()))
 
 
+def student(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Student's 95 % interval of a mean, `mean -+ t s / sqrt(n)`; None for both ends of a single number.
+
+    Examples:
+        >>> low, high = student([2.0, 3.0, 4.0])
+        >>> round(low, 2), round(high, 2)
+        (0.52, 5.48)
+    """
+    found = spread(values)
+    if found.std is None:
+        return None, None
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, found.n - 1)) * found.std / math.sqrt(found.n)
+    return found.mean - half, found.mean + half
+
+
 def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """The mean of `a - b`, pair by pair, with Student's 95 % interval `mean -+ t s / sqrt(n)`.
 
@@ -87,10 +104,5 @@ def difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     if len(a) != len(b) or len(a) == 0:
         raise InputError(f"a paired difference needs as many numbers on both sides, got {len(a)} and {len(b)}")
     values = tuple(float(one - other) for one, other in zip(a, b, strict=True))
-    found = spread(values)
-    if found.std is None:
-        return Difference(found.mean, None, None, values)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, found.n - 1)) * found.std / math.sqrt(found.n)
-    return Difference(found.mean, found.mean - half, found.mean + half, values)
+    low, high = student(values)
+    return Difference(spread(values).mean, low, high, values)

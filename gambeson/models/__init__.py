@@ -22,7 +22,7 @@ from gambeson.models.small_cnn import SmallCNN
 from gambeson.models.vit import vit_small
 from gambeson.models.wide_resnet import wrn_28_10, wrn_34_10, wrn_34_10_tiny
 
-__all__ = ["MODELS", "ModelEntry", "create"]
+__all__ = ["MODELS", "ModelEntry", "create", "require_model"]
 
 SMALLEST = 8
 """Smallest image size, pixels: three strides of 2 leave one position."""
@@ -91,6 +91,26 @@ def create(name: str, task: Task, *, width: int | None = None, seed: int | None 
         gambeson.core.errors.InputError: unknown model 'resnet19'
         hint: did you mean resnet18 or resnet34 or preact-resnet18?
     """
+    entry = MODELS[require_model(name, width)]
+    _check(task)
+    options = {} if width is None else {"width": width}
+    if seed is None:
+        return entry.build(task, **options)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also move the GPUs' generators
+        return entry.build(task, **options)
+
+
+def require_model(name: str, width: int | None = None) -> str:
+    """The key of `MODELS` that is meant by a name.
+
+    Raises:
+        InputError: The name is unknown, or the network does not come in that width.
+
+    Examples:
+        >>> require_model("preact_resnet18", 8)
+        'preact-resnet18'
+    """
     key = name.replace("_", "-")
     if key not in MODELS:
         raise InputError(f"unknown model {name!r}", hint=nearest(key, MODELS))
@@ -100,13 +120,7 @@ def create(name: str, task: Task, *, width: int | None = None, seed: int | None 
         raise InputError(f"{key} comes in one width only, got width={width}", hint=f"with a width: {with_width}")
     if width is not None and width < 1:
         raise InputError(f"width must be a number of channels, at least 1, got {width}", hint=f"papers: {entry.width}")
-    _check(task)
-    options = {} if width is None else {"width": width}
-    if seed is None:
-        return entry.build(task, **options)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also move the GPUs' generators
-        return entry.build(task, **options)
+    return key
 
 
 def _check(task: Task) -> None:
