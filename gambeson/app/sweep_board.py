@@ -62,8 +62,8 @@ class Board:
 
     def stopping(self, signum: int, count: int) -> None:
         """The commands were asked to stop."""
-        runs = "1 run saves" if count == 1 else f"{count} runs save"
-        self.say(f"{signal.Signals(signum).name}: {runs} and stop; a second one kills")
+        runs = "1 run saves and stops" if count == 1 else f"{count} runs save and stop"
+        self.say(f"{signal.Signals(signum).name}: {runs}; a second one kills")
 
     def look(self) -> None:
         """On a terminal, show where everything is, once a second."""

@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from gambeson.app.sweep_plan import Job
+from gambeson.engine.checkpoint import save_checkpoint
+from gambeson.engine.run import Run
 
 SMALL = ("--epochs", "1", "--train-size", "200", "--test-size", "50", "--attack", "clean,fgsm", "--device", "cpu")
 """A run of two steps."""
@@ -114,3 +119,38 @@ def write_npz(name: str, counts: list[int], *, size: int = 8, channels: int = 1)
         arrays |= {f"x_{split}": draw.integers(0, 256, shape, dtype=np.uint8), f"y_{split}": y}
     np.savez(name, **arrays)
     return f"npz:{name}"
+
+
+def write_sweep(text: str, name: str = "s.yaml") -> Path:
+    """A sweep's file in the working directory."""
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def make_run(
+    job: Job,
+    accuracy: dict[str, float],
+    *,
+    n: int = 100,
+    ood: tuple[str, float] | None = None,
+    collapsed: bool = False,
+    eps: float | None = None,
+) -> Path:
+    """What a finished run of a sweep's job would leave, as far as the sweep reads it; `eps` is a fine-tuning's."""
+    tuned = {"method": {"name": "fgsm", "args": {"eps": eps}}, "data": {"name": "digits"}, "model": {"name": "m"}}
+    tuned |= {"settings": {"epochs": 1}, "ema": None, "attack": "clean", "test_size": None, "finetune": {}}
+    run = Run.create(job.path, tuned if job.record is None else dict(job.record))
+    save_checkpoint(run.checkpoint("final"), {"model/w": torch.zeros(1)}, {"step": 2})
+    own = run.call["method"]["args"]["eps"]
+    record = {"checkpoint": "final", "step": 2, "data": "digits", "split": "test", "eps": own, "norm": "Linf", "n": n}
+    correct = {name: np.arange(n) < round(value * n) for name, value in accuracy.items()}
+    record["accuracy"] = {name: {"value": float(some.mean())} for name, some in correct.items()}
+    (run.path / "evaluations/final-test-1.json").write_text(json.dumps(record))
+    np.savez(run.path / "evaluations/final-test-1.npz", y=np.zeros(n, dtype=int), **correct)  # type: ignore[arg-type]
+    for step, (fgsm, pgd) in enumerate([(0.4, 0.3), (0.6, 0.0 if collapsed else 0.5)], start=1):
+        run.log({"step": step, "seconds": 1.0 + 2 * step, "probe/fgsm_acc": fgsm, "probe/pgd10_acc": pgd})
+    if ood is not None:
+        (run.path / "diagnosis").mkdir()
+        (run.path / "diagnosis" / ood[0]).write_text(json.dumps({"ood": {"value": ood[1]}}))
+    return run.path
