@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from gambeson.app.sweep_plan import Plan
 
 EXECUTORS = ("local", "slurm")
+FORM = """the file, of which only seeds and rows (or a grid) are needed:
+  seeds: [0, 1, 2]
+  attack: clean,pgd-10                        # the columns of the table
+  common: {data: digits, epochs: 10}          # options of all trainings; a row's own win, and win over a recipe's
+  grid: {eps: [0.1, 2/10]}                    # every combination of values makes a row of each training
+  rows:
+    N-FGSM: n-fgsm --lr 0.1                   # the words after `gambeson train`
+    N-LAP: {method: n-lap, beta: 0.005}       # or a table: a method or a recipe, and options
+    PART: {recipe: part/cifar10-part-s1, steps: 2}
+    RiFT: {base: N-LAP, finetune: rift --lr 0.01}   # the words after `gambeson finetune`, on N-LAP of the same seed
+  pairs: [[N-LAP, N-FGSM]]                    # differences, seed by seed
+  ood: --set standard15                       # the words after `gambeson corruptions RUN`: one more column
+  threads: 1                                  # of every command
+  jobs: 2                                     # commands at a time
+  slurm: {partition: gpu, timeout_min: 600}   # for --executor slurm
+"""
 
 
 def sweep(args: list[str]) -> int:
@@ -30,7 +46,8 @@ def sweep(args: list[str]) -> int:
     )
     parser.add(SweepOptions)
     if "-h" in args or "--help" in args:
-        parser.parse(["--help"])
+        print(f"{parser.format_help()}\n{FORM}", end="")
+        return 0
     words, rest = split_words(_joined(args, "slurm"), parser.flags)
     options = options_of(SweepOptions, parser.parse(rest))
     if len(words) != 1:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pytest
 
 from app.helpers import COMMAND, ENV, Cli, assert_error, header_of, make_run, write_sweep
 from gambeson.app import sweep_local
-from gambeson.app.sweep_plan import Plan, plan_of
+from gambeson.app.sweep_plan import KEYS, Plan, plan_of
+from gambeson.app.sweeping import FORM
 
 TEXT = "seeds: [0, 1]\nattack: clean,fgsm\nrows: {a: fgsm, b c: n-fgsm --eps 0.1}\npairs: [[b c, a]]\n"
 
@@ -120,6 +123,18 @@ def test_failures_are_listed_at_the_end_and_the_others_are_measured(cli: Cli, mo
     ]
 
 
+def test_the_help_shows_a_file_that_is_one(cli: Cli) -> None:
+    result = cli("sweep", "--help")
+
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("usage: gambeson sweep FILE")
+    shown = FORM.partition("\n")[2]
+    assert shown in result.out
+    plan = plan_of(write_sweep(textwrap.dedent(shown)))
+    assert plan.labels[-1] == "RiFT eps=2/10"
+    assert set(re.findall(r"^  (\w+):", shown, re.MULTILINE)) == set(KEYS)
+
+
 WRONG = [
     ((), 2, "sweep needs one file, got 0"),
     (("s.yaml", "t.yaml"), 2, "sweep needs one file, got 2"),
@@ -176,8 +191,8 @@ def test_a_sweep_that_is_stopped_saves_and_the_same_command_goes_on(cli: Cli) ->
     """A real training in a real process, stopped in its middle by the Ctrl-C that the sweep gets."""
     write_sweep(
         "seeds: [0]\nattack: clean\nrows:\n"
-        "  a: fgsm --epochs 5 --train-size 120 --batch-size 4 --val-fraction 0 --probe-every 0 --log-every 1 --device cpu"
-        " --no-report --test-size 20\n"
+        "  a: fgsm --epochs 5 --train-size 120 --batch-size 4 --val-fraction 0 --probe-every 0 --log-every 1"
+        " --device cpu --no-report --test-size 20\n"
     )
     run = Path("runs/s/a-seed0")
     with subprocess.Popen([*COMMAND, "sweep", "s.yaml"], env=ENV, stderr=subprocess.PIPE, text=True) as sweep:
