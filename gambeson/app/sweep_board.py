@@ -95,6 +95,7 @@ class Board:
             passed = duration(time.monotonic() - process.began)
             where = f", {process.device}" if process.device else ""
             what = "corruptions" if process.words[0] == "corruptions" else state(process.job, self.plan)
+            what = {"not begun": "starting", "done": "ending"}.get(what, what)
             lines.append(f"  {process.job.name}: {what} ({passed}{where})")
         return lines
 

@@ -189,6 +189,9 @@ def _print(plan: Plan, options: SweepOptions, outcome: Outcome | None = None) ->
         {"label": job.label, "seed": job.seed, "why": why, "log": str(job.log)}
         for job, why in (outcome.failed if outcome else {}).items()
     ]
+    failed = {str(job.path) for job in outcome.failed} if outcome else set()
+    for job in found["jobs"]:
+        job["state"] = "failed" if job["run"] in failed else job["state"]
     _write(plan.root, found)
     if options.json:
         print(json.dumps({**found, **({"slurm": queue} if queue else {})}, indent=2))
@@ -203,8 +206,8 @@ def _print(plan: Plan, options: SweepOptions, outcome: Outcome | None = None) ->
         print(f"wrote {plan.root / 'table.md'}, table.csv and table.json", file=sys.stderr)
     if outcome is not None and outcome.failed:
         print(f"{len(outcome.failed)} of {len(plan.jobs)} runs failed:", file=sys.stderr)
-        for job, why in outcome.failed.items():
-            print(f"  {job.name}: {why} ({job.log})", file=sys.stderr)
+        for one, why in outcome.failed.items():
+            print(f"  {one.name}: {why} ({one.log})", file=sys.stderr)
     return 0
 
 

@@ -200,8 +200,13 @@ def test_a_signal_lets_the_commands_save_and_the_next_sweep_resumes_them(
 
 def test_a_second_signal_kills() -> None:
     plan = planned("stubborn: fgsm")
-    pause = once(begun(plan, 1), lambda: os.kill(os.getpid(), signal.SIGINT))
-    end = once(lambda: not pause.is_alive(), lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGTERM))[0])
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    end = once(begun(plan, 1), twice)
     before = time.monotonic()
 
     outcome = run(plan)

@@ -117,6 +117,7 @@ def test_failures_are_listed_at_the_end_and_the_others_are_measured(cli: Cli, mo
 
     assert (result.code, as_json.code) == (1, 1)
     assert "3 of 4 runs are done" in result.out
+    assert re.search(r"^ a +1 +failed", result.out, re.MULTILINE)
     assert result.err.endswith("1 of 4 runs failed:\n  a seed 1: exit code 1: no luck (runs/s/a-seed1.log)\n")
     assert [(one["label"], one["seed"], one["why"]) for one in json.loads(as_json.out)["failed"]] == [
         ("a", 1, "exit code 1: no luck")
