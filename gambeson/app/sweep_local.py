@@ -98,8 +98,8 @@ FIRST = ("train", "finetune", "resume")
 def carry_out(plan: Plan, slots: int, devices: Sequence[str], board: Board) -> Outcome:
     """Run what is missing of a plan.
 
-    A job whose base has failed fails too; the others go on. On SIGINT or SIGTERM the commands are asked to save and
-    stop; on a second signal they are killed.
+    A job whose base has failed fails too; the others go on. On SIGINT, SIGTERM or SIGHUP the commands are asked to
+    save and stop; on a second signal they are killed.
 
     Args:
         plan: The plan.
@@ -120,7 +120,7 @@ def carry_out(plan: Plan, slots: int, devices: Sequence[str], board: Board) -> O
                     waiting.clear()
                     board.stopping(caught[0], len(running))
                     for process in running:
-                        process.send(caught[0])
+                        process.send(signal.SIGINT if caught[0] == signal.SIGINT else signal.SIGTERM)
                 if len(caught) > 1:
                     break
                 for process in [one for one in running if one.handle.poll() is not None]:
@@ -198,7 +198,7 @@ def _after(process: Process, plan: Plan, outcome: Outcome, running: list[Process
 
 @contextmanager
 def _collected() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, every one of them; in another thread than the main one, none."""
+    """Collect the signals that ask for an end, every one of them; in another thread than the main one, none."""
     caught: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield caught
@@ -207,7 +207,9 @@ def _collected() -> Iterator[list[int]]:
     def remember(signum: int, frame: Any) -> None:
         caught.append(signum)
 
-    old = {signum: signal.signal(signum, remember) for signum in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM, *filter(None, [getattr(signal, "SIGHUP", None)])]
+    kept = [signum for signum in wanted if signal.getsignal(signum) != signal.SIG_IGN]  # `nohup` stays so
+    old = {signum: signal.signal(signum, remember) for signum in kept}
     try:
         yield caught
     finally:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gambeson.app import corrupting, training, tuning
 from gambeson.app.measuring import attack_names, check_attacks
-from gambeson.app.options import CorruptionOptions, TrainOptions
-from gambeson.app.parsing import Parser, UsageError, options_of, peek, split_words
+from gambeson.app.options import TrainOptions
+from gambeson.app.parsing import UsageError, peek
+from gambeson.app.sweep_file import corruption_options, count_of, read_sweep, seeds_of
 from gambeson.app.sweep_rows import Row, rows_of
 from gambeson.core.errors import GambesonError, InputError, nearest
 
-KEYS = ("seeds", "rows", "common", "grid", "attack", "pairs", "ood", "threads", "jobs", "slurm")
-"""What a sweep's file may say."""
 SET = {"seed": "seeds", "attack": "attack", "run": "--root"}
 """Options that the sweep itself gives to every command, and where they are said."""
 
@@ -119,8 +115,8 @@ def plan_of(file: Path, root: Path | None = None, only: str | None = None) -> Pl
     """
     content = read_sweep(file)
     root = root or Path("runs") / file.stem
-    seeds = _seeds(content, file)
-    threads, slots = (_count(content.get(key, 1), key) for key in ("threads", "jobs"))
+    seeds = seeds_of(content, file)
+    threads, slots = (count_of(content, key) for key in ("threads", "jobs"))
     attack = content.get("attack", TrainOptions.attack)
     attack = ",".join(map(str, attack)) if isinstance(attack, list) else str(attack)
     check_attacks(attack, None)
@@ -140,79 +136,6 @@ def plan_of(file: Path, root: Path | None = None, only: str | None = None) -> Pl
     return Plan(
         file, root, seeds, labels, attack, jobs, tuple(pairs), None if ood is None else str(ood), threads, slots, slurm
     )
-
-
-def read_sweep(file: Path) -> dict[str, Any]:
-    """The content of a sweep's file.
-
-    Raises:
-        InputError: It cannot be read, is not YAML, says something twice, or something unknown.
-    """
-    try:
-        content = yaml.load(file.read_text(), _Loader)
-    except OSError as error:
-        near = [str(other) for other in sorted(file.parent.glob("*.y*ml"))]
-        hint = nearest(str(file), near) if near else None
-        raise InputError(f"cannot read {file}: {error.strerror}", hint=hint) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{file} must be a table with {', '.join(KEYS[:2])} and perhaps {', '.join(KEYS[2:])}")
-    for key in content:
-        if key not in KEYS:
-            raise InputError(f"{file}: unknown key {key!r}", hint=nearest(str(key), KEYS))
-    return content
-
-
-def corruption_options(words: str) -> CorruptionOptions:
-    """The words after `gambeson corruptions RUN` as options.
-
-    Raises:
-        InputError: Unknown corruptions and the like, or options that the sweep sets itself.
-        UsageError: They are not words of that command.
-    """
-    parser = Parser("gambeson corruptions RUN", "")
-    parser.add(CorruptionOptions)
-    args = shlex.split(words)
-    for name in ("checkpoint", "out", "json"):
-        if any(arg.partition("=")[0] == f"--{name}" for arg in args):
-            raise InputError(f"ood says --{name}, which the sweep sets itself")
-    try:
-        stray, rest = split_words(args, parser.flags)
-        if stray:
-            raise UsageError(f"unknown word {stray[0]!r}", hint="such as ood: --set standard15")
-        options = options_of(CorruptionOptions, parser.parse(rest))
-        corrupting.check(options)
-    except GambesonError as error:
-        raise type(error)(f"ood: {error.message}", hint=error.hint) from None
-    return options
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which nothing is said twice: of two rows with one label the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-def _seeds(content: Mapping[str, Any], file: Path) -> tuple[int, ...]:
-    seeds = content.get("seeds")
-    right = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not right or len(set(seeds or ())) < len(seeds or ()):
-        raise InputError(
-            f"{file}: seeds must be different whole numbers, got {seeds!r}", hint="such as seeds: [0, 1, 2]"
-        )
-    return tuple(seeds or ())
-
-
-def _count(value: Any, key: str) -> int:
-    if type(value) is not int or value < 1:
-        raise InputError(f"{key} must be a whole number of at least 1, got {value!r}")
-    return value
 
 
 def _pairs(given: Any, groups: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gambeson.app.recipes import find_recipe, read_yaml, recipes_folder, word_of
+from gambeson.app.sweep_file import split
 from gambeson.core.errors import InputError, nearest
 
 Table = dict[str, Any]
@@ -104,11 +104,11 @@ def _trained(label: str, common: str | Table, row: Table, cell: Table, folder: P
     shared = (
         {"words": common} if isinstance(common, str) else {str(key).replace("-", "_"): common[key] for key in common}
     )
-    first = list(shlex.split(shared.pop("words", "")))
+    first = split(shared.pop("words", ""), "common")
     if "words" in row:
         for key in WHAT:
             shared.pop(key, None)  # the words say what is run
-        return [*first, *_options(shared), *shlex.split(row["words"]), *_options(cell)]
+        return [*first, *_options(shared), *split(row["words"], f"row {label!r}"), *_options(cell)]
     table = {**shared, **row, **cell}
     if "method" in row or "recipe" in row:
         table = {key: value for key, value in table.items() if key not in WHAT or key in row or key in cell}
@@ -135,7 +135,7 @@ def _tuned(label: str, row: Table, cell: Table, folder: Path) -> list[str]:
     if "method" in table:
         raise InputError(_of(label, "starts from a base: its method is the base's"), hint="finetune: rift, or bn")
     said, recipe = table.pop("finetune", None), table.pop("recipe", None)
-    words = [] if said is None else shlex.split(str(said))
+    words = [] if said is None else split(str(said), f"row {label!r}")
     if recipe is not None:
         file, content = _recipe(str(recipe), folder)
         words = [*(words or [str(content["finetune"])] if "finetune" in content else words), f"--config={file}"]

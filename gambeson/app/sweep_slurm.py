@@ -132,29 +132,27 @@ def submit(plan: Plan, parameters: Mapping[str, Any], cluster: str = "slurm") ->
     begun: dict[Path, Any] = {}
     found: list[Any] = []
     jobs: list[Job] = []
-    try:
-        for job in plan.jobs:
-            if is_done(job, plan) or is_waiting(states.get(job.name, "")):
-                continue
-            executor = module.AutoExecutor(folder, cluster=cluster)  # a new one: what an old one was told stays
-            executor.update_parameters(**parameters)
-            before = begun.get(job.base) if job.base else None
-            if cluster != "slurm" and before is not None:
-                before.wait()
-            elif job.base and not _complete(job.base, plan):
-                number = before.job_id if before else ids.get(_name_of(job.base, plan), "")
-                more = parameters.get("slurm_additional_parameters", {})
-                executor.update_parameters(
-                    slurm_dependency=f"afterok:{number}",
-                    slurm_additional_parameters={**more, "kill_on_invalid_dep": "yes"},
-                )
-            found.append(executor.submit(Task(plan, job)))
-            jobs.append(job)
-            begun[job.path] = found[-1]
-            ids[job.name] = str(found[-1].job_id)
-            write_json(plan.root / "slurm.json", ids)
-    except (NameError, ValueError, AssertionError, RuntimeError) as error:
-        raise InputError(f"submitit: {' '.join(str(error).split())}") from None
+    for job in plan.jobs:
+        if is_done(job, plan) or is_waiting(states.get(job.name, "")):
+            continue
+        told = dict(parameters)
+        before = begun.get(job.base) if job.base else None
+        if cluster != "slurm" and before is not None:
+            before.wait()
+        elif job.base and not _complete(job.base, plan):
+            number = before.job_id if before else ids.get(_name_of(job.base, plan), "")
+            more = {**told.get("slurm_additional_parameters", {}), "kill_on_invalid_dep": "yes"}
+            told |= {"slurm_dependency": f"afterok:{number}", "slurm_additional_parameters": more}
+        try:
+            executor = module.AutoExecutor(folder, cluster=cluster)
+            executor.update_parameters(**told)
+            begun[job.path] = executor.submit(Task(plan, job))
+        except (NameError, ValueError, AssertionError, RuntimeError) as error:
+            raise InputError(f"submitit: {' '.join(str(error).split())}") from None
+        found.append(begun[job.path])
+        jobs.append(job)
+        ids[job.name] = str(found[-1].job_id)
+        write_json(plan.root / "slurm.json", ids)
     return found, jobs
 
 

@@ -85,7 +85,14 @@ def test_the_evaluation_is_the_one_of_the_last_weights_the_runs_budget_and_the_m
     path = make_run(plan.jobs[0], BOTH)
     file = path / "evaluations/final-test-1.json"
     record = json.loads(file.read_text())
-    wrong = [{"checkpoint": "best"}, {"eps": 0.1}, {"split": "val"}, {"data": "mnist"}, {"n": 10}, {"step": 1}]
+    wrong: list[dict[str, Any]] = [
+        {"checkpoint": "best"},
+        {"eps": 0.1},
+        {"split": "val"},
+        {"data": "mnist"},
+        {"n": 10},
+        {"step": 1},
+    ]
     for number, change in enumerate(wrong, start=2):
         file.with_name(f"final-test-{number}.json").write_text(json.dumps({**record, **change}))
 

@@ -112,13 +112,12 @@ WRONG = [
     (f"seeds: [0]\n{ROWS}  g: fgsm --seed 3\n", "row 'g' says --seed", "seeds"),
     (f"seeds: [0]\n{ROWS}  g: fgsm --attack clean\n", "row 'g' says --attack", ""),
     (f"seeds: [0]\n{ROWS}  g: fgsm --run r\n", "row 'g' says --run", ""),
+    (f"seeds: [0]\n{ROWS}  g: fgsm --data 'x\n", "row 'g': no closing quotation in", ""),
     (f"seeds: [0]\n{ROWS}  g: fgsm --help\n", "row 'g' asks for help", ""),
     (f"seeds: [0]\n{ROWS}  g: {{base: a, finetune: rfit}}\n", "row 'g': unknown way of fine-tuning 'rfit'", "rift"),
     (f"seeds: [0]\n{ROWS}  g: {{base: a, finetune: bn, lr: 1}}\n", "row 'g': finetune bn has no --lr", ""),
     (f"seeds: [0]\n{ROWS}  g: {{base: a, finetune: rift --bn of}}\n", "row 'g': unknown BatchNorm mode", "frozen"),
     (f"seeds: [0]\n{ROWS}  g: {{base: a, finetune: rift --weights x.pt}}\n", "row 'g': --weights does not go", ""),
-    ("- 1\n", "must be a table with seeds, rows", ""),
-    ("a: [\n", "is not YAML", ""),
 ]
 
 
@@ -131,12 +130,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is(text: str, said: str, 
     assert not Path("runs").exists()
 
 
-def test_a_file_that_is_not_there_and_an_unknown_label_are_refused_with_the_nearest() -> None:
-    write_sweep(f"seeds: [0]\n{ROWS}", "story.yaml")
+def test_an_unknown_label_is_refused_with_the_nearest() -> None:
+    write_sweep(f"seeds: [0]\n{ROWS}")
 
-    with pytest.raises(InputError, match=r"cannot read storey.yaml.*\n.*did you mean story.yaml"):
-        plan_of(Path("storey.yaml"))
     with pytest.raises(InputError, match=r"--only names an unknown row 'A'"):
-        plan_of(Path("story.yaml"), only="A")
+        plan_of(Path("s.yaml"), only="A")
     with pytest.raises(InputError, match="--only names no row"):
-        plan_of(Path("story.yaml"), only=" , ")
+        plan_of(Path("s.yaml"), only=" , ")

@@ -15,7 +15,8 @@ import pytest
 
 from app.helpers import COMMAND, ENV, Cli, assert_error, header_of, make_run, write_sweep
 from gambeson.app import sweep_local
-from gambeson.app.sweep_plan import KEYS, Plan, plan_of
+from gambeson.app.sweep_file import KEYS
+from gambeson.app.sweep_plan import Plan, plan_of
 from gambeson.app.sweeping import FORM
 
 TEXT = "seeds: [0, 1]\nattack: clean,fgsm\nrows: {a: fgsm, b c: n-fgsm --eps 0.1}\npairs: [[b c, a]]\n"
