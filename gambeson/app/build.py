@@ -17,6 +17,7 @@ from gambeson.core.layout import preferred_layout
 from gambeson.core.threat import Threat, create_threat
 from gambeson.core.types import Task
 from gambeson.data import Facts, Splits, hold_out, load
+from gambeson.data.stored import StoredImages
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
 from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
@@ -120,6 +121,8 @@ def splits(call: dict[str, Any], root: str | None = None) -> Splits:
         val_fraction=data["val_fraction"],
         verify=data["verify"],
         size=data["size"],
+        stream=data.get("stream", "off"),
+        workers=data.get("workers"),
     )
     if data["train_size"] is None:
         return found
@@ -136,6 +139,19 @@ def splits(call: dict[str, Any], root: str | None = None) -> Splits:
     fraction = data["train_size"] / len(found.train)
     kept = hold_out(found.train, fraction, found.facts.num_classes, seed=0, both=False)[1]
     return replace(found, train=found.train.subset(kept))
+
+
+def settle_stream(call: dict[str, Any], data: Splits) -> None:
+    """Write into a call how its folder is read, which `auto` has left to the memory of this machine.
+
+    Everything that looks at the run later does the same: of a streamed folder, mean and standard deviation are
+    measured on some of the images.
+    """
+    if "stream" not in call["data"]:
+        return
+    call["data"]["stream"] = "on" if isinstance(data.train.x, StoredImages) else "off"
+    if data.facts.measured_on is not None:
+        call["data"]["measured_on"] = data.facts.measured_on
 
 
 def trainer(call: dict[str, Any], data: Splits, where: torch.device) -> Trainer:
@@ -301,6 +317,20 @@ def data_stem(data: str) -> str:
     return f"{kind}-{Path(path).stem}" if path else kind
 
 
+def _streaming(options: Any) -> dict[str, Any]:
+    """How a folder is read; other data have no such keys.
+
+    Raises:
+        InputError: Other data were asked to be streamed.
+    """
+    if options.data.startswith("folder:"):
+        return {"stream": options.stream, "workers": options.workers}
+    if options.stream == "on" or options.workers is not None:
+        given = "--stream on" if options.stream == "on" else f"--workers {options.workers}"
+        raise InputError(f"{given} does not apply to {options.data}", hint="folders are streamed: --data folder:PATH")
+    return {}
+
+
 def make_call(method_name: str, method_args: dict[str, Any], options: Any, settings: Settings) -> dict[str, Any]:
     """The record of a training: everything that `resume` and `evaluate` need."""
     function = METHODS["standard"] if method_name == EXTERNAL else method(method_name)[1]
@@ -313,6 +343,7 @@ def make_call(method_name: str, method_args: dict[str, Any], options: Any, setti
             "train_size": options.train_size,
             "size": options.size,
             "verify": options.verify,
+            **_streaming(options),
         },
         "model": {"name": options.model.replace("_", "-").lower(), "width": options.width},
         "ema": options.ema,

@@ -44,11 +44,11 @@ def corruptions(args: list[str]) -> int:
         require_published(run.call["data"]["name"], root, names, levels)
     model, task, checkpoint, step = build.load_model(run, options.checkpoint, build.device(options.device))
     data = build.splits(run.call, options.data_dir)
-    clean: Examples | None = data.test if options.test_size is None else data.test.head(options.test_size)
+    clean: Examples | None = data.test.head(options.test_size)
     if options.published:
         source, clean = published(data.facts.name, root, options.test_size, clean)
     else:
-        source = _generated(data.test.head(options.test_size or len(data.test)), names, options)
+        source = _generated(data.test.head(options.test_size), names, options)
     generated_frost = "frost" in names and not options.published and options.frost_textures is None
     described = {
         "run": str(run.path),
@@ -168,8 +168,10 @@ def _generated(
     for name in names:  # whatever cannot be done is said before the work
         corrupt(examples.x[:1], name, 1, textures=textures)
 
+    pixels = examples.pixels
+
     def source(name: str, level: int) -> Examples:
-        return replace(examples, x=corrupt(examples.x, name, level, seed=options.seed, textures=textures))
+        return replace(examples, x=corrupt(pixels, name, level, seed=options.seed, textures=textures))
 
     return source
 

@@ -143,7 +143,7 @@ def search(
         task = bar.add_task("attacking", total=len(examples))
         advance: Callable[[int], None] = lambda done: bar.advance(task, done)  # noqa: E731
         x = adversarial_set(
-            model, examples.x, examples.y, threat, rel_step_size=rel_step_size, seed=seed, progress=advance
+            model, examples.pixels, examples.y, threat, rel_step_size=rel_step_size, seed=seed, progress=advance
         )
         x = x.contiguous(memory_format=preferred_layout(model, device))
         bar.update(task, description="criticality", total=len(wanted) * settings.epochs, completed=0)

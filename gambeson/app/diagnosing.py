@@ -81,7 +81,7 @@ def cam(args: list[str]) -> int:
         task = bar.add_task("making maps", total=len(examples))
         found = diagnose_cam(
             model,
-            examples.x,
+            examples.pixels,
             examples.y,
             class_names=data.facts.class_names,
             rule=rule,

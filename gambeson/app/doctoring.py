@@ -104,7 +104,7 @@ def _of_run(path: Path, options: DoctorOptions) -> tuple[dict[str, Any], nn.Modu
     if options.data:
         size = options.size or (task.size if options.data.startswith("folder:") else None)
         fraction = 0 if options.split == "test" else 0.05
-        data = load(options.data, options.data_dir, size=size, val_fraction=fraction)
+        data = load(options.data, options.data_dir, size=size, val_fraction=fraction, stream="auto")
     else:
         data = build.splits(run.call, options.data_dir)
     described = {"of": str(path), "checkpoint": name, "step": step, "unfinished": open_end}

@@ -52,15 +52,15 @@ def eps(args: list[str]) -> int:
     examples = choose_split(data, options.split, None)
     if options.test_size is not None:
         examples = examples.head(options.test_size)
-    n, norms = len(examples), None
+    x, n, norms = examples.pixels, len(examples), None
     settings: dict[str, Any] = {"num_classes": task.num_classes, "norm": norm, "batch_size": options.batch_size}
     with show.progress(options.json) as bar:
         shown = bar.add_task("attacking", total=n * len(grid))
         settings["progress"] = lambda done: bar.advance(shown, done)
-        found = robust_curve(model, examples.x, examples.y, options.attack, grid, seed=options.seed, **settings)
+        found = robust_curve(model, x, examples.y, options.attack, grid, seed=options.seed, **settings)
         if options.minimal:
             bar.update(shown, description="DeepFool", total=n, completed=0)
-            norms = minimal_norms(model, examples.x, examples.y, **settings)
+            norms = minimal_norms(model, x, examples.y, **settings)
     budget = float(threat.eps) if norm == threat.norm else None
     record: dict[str, Any] = {
         "run": str(run.path),

@@ -65,10 +65,11 @@ def landscape(args: list[str]) -> int:
             "progress": lambda: bar.advance(task),
         }
         moving: dict[str, Any] = {"dims": options.dims, "memory": int(options.memory * 2**30)}
+        x = examples.pixels
         for model, _, name, step in models:
             images = attacked_images(
                 model,
-                examples.x,
+                x,
                 examples.y,
                 options.inputs,
                 threat,
@@ -80,7 +81,7 @@ def landscape(args: list[str]) -> int:
                 for group, layers in groups.items()
             ]
             if with_input:
-                rows.append(input_landscape(model, examples.x, examples.y, threat, **common))
+                rows.append(input_landscape(model, x, examples.y, threat, **common))
             found[f"{name} (step {step})"] = rows
     record = {
         "run": str(run.path),

@@ -64,7 +64,7 @@ def interpolate(args: list[str]) -> int:
             model,
             model.state_dict(),
             other.state_dict(),
-            examples.x,
+            examples.pixels,
             examples.y,
             build.recipe(first.call).threat,
             num_classes=data.facts.num_classes,

@@ -49,7 +49,7 @@ def masking(args: list[str]) -> int:
         shown = bar.add_task("attacking", total=len(CHECKS))
         found = diagnose_masking(
             model,
-            examples.x,
+            examples.pixels,
             examples.y,
             threat,
             num_classes=task.num_classes,

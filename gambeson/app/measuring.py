@@ -59,7 +59,8 @@ def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool)
     open_end = states.unfinished(run)
     if options.data:
         size = task.size if options.data.startswith("folder:") else None
-        splits = load(options.data, options.data_dir, size=size, val_fraction=0 if options.split == "test" else 0.05)
+        fraction = 0 if options.split == "test" else 0.05
+        splits = load(options.data, options.data_dir, size=size, val_fraction=fraction, stream="auto")
     else:
         splits = build.splits(run.call, options.data_dir)
     facts = splits.facts

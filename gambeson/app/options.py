@@ -17,6 +17,9 @@ class TrainOptions:
         val_fraction: Share of the training set held out for validation and selection, stratified; 0 selects nothing.
         train_size: Train on that many images only, stratified.
         size: Side to which a folder's images are resized, pixels; default their own, at most 64.
+        stream: on decodes a folder's images when a batch needs them, off all at once; auto: on above a quarter of the
+            memory.
+        workers: Processes that decode a streamed folder; default one less than there are cores, at most 8.
         model: Network, see `gambeson list models`.
         width: Channels of the network's first stage; fewer for work on a CPU.
         ema: Decay of a moving average of the weights, which is then validated and saved; such as 0.995.
@@ -35,6 +38,8 @@ class TrainOptions:
     val_fraction: float = 0.05
     train_size: int | None = None
     size: int | None = None
+    stream: Literal["auto", "on", "off"] = "auto"
+    workers: int | None = None
     model: str = "preact-resnet18"
     width: int | None = None
     ema: float | None = None

@@ -117,7 +117,8 @@ def _finish(
         show.err.print(f"{label}: training from step {trainer.step} of {trainer.total}", soft_wrap=True)
         with show.training_progress(run, trainer) as listen:
             trainer.fit(run, listen)
-    threat, x, y = budgets.threat, data.test.x[: training.test_size], data.test.y[: training.test_size]
+    test = data.test.head(training.test_size)
+    threat, x, y = budgets.threat, test.x, test.y
     names = list(dict.fromkeys(["clean", *attack_names(training.attack)]))
     described = {
         "checkpoint": "final",

@@ -104,7 +104,8 @@ def plan(
 
 
 def require_same(run: Run, call: dict[str, Any]) -> None:
-    """Refuse a run that another call made. Device, threads, the data's folder and the final attacks may differ.
+    """Refuse a run that another call made. Where and how it computes, the data's folder and the final attacks
+    may differ.
 
     Raises:
         RunError: It differs; every differing field is named.
@@ -113,7 +114,7 @@ def require_same(run: Run, call: dict[str, Any]) -> None:
     from gambeson.core.tables import differences
 
     def training(one: dict[str, Any]) -> dict[str, Any]:
-        data = {key: value for key, value in one["data"].items() if key not in ("dir", "verify")}
+        data = {key: value for key, value in one["data"].items() if key not in ("dir", "verify", "workers")}
         return {**{key: one.get(key) for key in ("method", "model", "ema", "settings")}, "data": data}
 
     different = differences(training(run.call), training(call), short)

@@ -48,14 +48,14 @@ def response(args: list[str]) -> int:
     groups = parse_groups(models[0][0], options.groups)
     data = build.splits(run.call, options.data_dir)
     examples = choose_split(data, options.split, None).head(options.size)
-    found: dict[str, Any] = {}
+    x, found = examples.pixels, {}
     with show.progress(options.json) as bar:
         total = len(models) * len(inputs) * len(groups) * len(kinds) * len(rhos)
         shown = bar.add_task("moving", total=total)
         for model, task, name, step in models:
             found[f"{name} (step {step})"] = measure_response(
                 model,
-                examples.x,
+                x,
                 examples.y,
                 threat,
                 groups,

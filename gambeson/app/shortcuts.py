@@ -48,7 +48,7 @@ def shortcuts(args: list[str]) -> int:
         shown = bar.add_task("removing", total=1 + len(groups) * len(modes) * len(shares))
         found = find_shortcuts(
             model,
-            examples.x,
+            examples.pixels,
             examples.y,
             threat,
             groups,

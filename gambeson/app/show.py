@@ -25,6 +25,7 @@ from rich.table import Table
 from gambeson.app.heartbeat import heartbeat, reached
 from gambeson.core.errors import GambesonError
 from gambeson.data import Splits
+from gambeson.data.stored import StoredImages
 from gambeson.engine.history import epoch_means
 from gambeson.engine.run import Run
 from gambeson.engine.trainer import Trainer
@@ -59,6 +60,8 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
         f" {settings.schedule} lr to {settings.lr:g}, seed {settings.seed}",
         soft_wrap=True,
     )
+    if isinstance(data.train.x, StoredImages):
+        out.print(_streaming_line(data.train.x, data), soft_wrap=True)
     for part in trainer.parts:
         if isinstance(part, BudgetState):
             out.print(_budget_line(part), soft_wrap=True)
@@ -72,6 +75,15 @@ def chosen(settings: Mapping[str, Any]) -> None:
     if settings:
         options = ", ".join(f"--{key.replace('_', '-')} {short(value)}" for key, value in settings.items())
         out.print(f"chosen by the number and the size of the images: {options}", soft_wrap=True)
+
+
+def _streaming_line(x: StoredImages, data: Splits) -> str:
+    """How a folder is streamed, and what that changes: the normalisation, where it is of a sample."""
+    who = f"by {x.workers} worker {'process' if x.workers == 1 else 'processes'}" if x.workers else "by the training"
+    measured = data.facts.measured_on
+    sample = f"; mean and std are those of {measured:,} of the training images" if measured else ""
+    whole = f"{x.nbytes / 1e9:.2f} GB of training images"
+    return f"streamed: images are decoded {who} when a batch needs them ({whole} decoded){sample}"
 
 
 def _budget_line(part: BudgetState) -> str:

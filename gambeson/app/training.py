@@ -24,6 +24,7 @@ from gambeson.engine.settings import Settings
 from gambeson.methods import METHODS, method
 
 if TYPE_CHECKING:
+    from gambeson.data import Examples
     from gambeson.engine.run import Run
     from gambeson.engine.trainer import Trainer
     from gambeson.evaluation.evaluate import Report
@@ -74,6 +75,7 @@ def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
     if options.tensorboard:
         show.tensorboard_writer()
     data = build.splits(call)
+    build.settle_stream(call, data)
     if asked.arguments["eps"] is None:
         asked.arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)
@@ -87,7 +89,7 @@ def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
         show.training(run, trainer, data)
         if options.data.startswith("folder:"):
             show.chosen({key: value for key, value in presets.training(options.data).items() if values[key] == value})
-    return run, _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+    return run, _fit(run, trainer, data.test, data.facts.class_names)
 
 
 def understand(args: list[str]) -> Asked:
@@ -167,7 +169,7 @@ def _resume(run: Run, data_dir: str | None, device: str) -> int:
         trainer.resume(run)
     if rank_and_world()[0] == 0:
         show.resuming(run, trainer)
-    return _fit(run, trainer, data.test.x, data.test.y, data.facts.class_names)
+    return _fit(run, trainer, data.test, data.facts.class_names)
 
 
 def train_parser(name: str, function: Callable[..., Any], data: str) -> tuple[Parser, list[str]]:
@@ -191,7 +193,7 @@ def train_flags() -> set[str]:
     return set().union(*map(flags_of, schemas))
 
 
-def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str]) -> int:
+def _fit(run: Run, trainer: Trainer, test: Examples, class_names: Sequence[str]) -> int:
     """Train to the end and measure; of several processes the first one prints and writes."""
     from gambeson.app import build, show
     from gambeson.engine.interruption import Interrupted
@@ -204,7 +206,7 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         if first:
             print(f"{stopped}; saved. Go on with: gambeson resume {shlex.quote(str(run.path))}", file=sys.stderr)
         return 128 + stopped.signum
-    count = run.call["test_size"]
+    test = test.head(run.call["test_size"])
     reports: list[tuple[str, Report]] = []
     for name in dict.fromkeys(["best" if run.checkpoint("best").is_file() else "final", "final"]):
         if reports and trainer.best and trainer.best["step"] == trainer.total:
@@ -212,7 +214,7 @@ def _fit(run: Run, trainer: Trainer, x: Any, y: Any, class_names: Sequence[str])
         else:
             model, _, name, step = build.load_model(run, name, trainer.device)
             threat = trainer.recipe.threat
-            measured = partial(measure, model, x[:count], y[:count])
+            measured = partial(measure, model, test.x, test.y)
             try:
                 attacks, kept = run.call["attack"], run.path / "autoattack"
                 report = measured(attacks, threat, class_names, quiet=not first, ledger=kept)

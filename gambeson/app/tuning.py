@@ -460,7 +460,7 @@ def _interpolate(
             model,
             start,
             tuned,
-            examples.x,
+            examples.pixels,
             examples.y,
             recipe.threat,
             num_classes=data.facts.num_classes,
@@ -508,8 +508,8 @@ def _evaluate(run: Run, data: Splits, where: Any, chosen: float) -> None:
     from gambeson.evaluation import Report
 
     threat = build.recipe(run.call).threat
-    count = run.call["test_size"]
-    x, y = data.test.x[:count], data.test.y[:count]
+    test = data.test.head(run.call["test_size"])
+    x, y = test.x, test.y
     rows = {}
     for name in ("base", "finetuned", "final"):
         described = {"checkpoint": name, "data": run.call["data"]["name"], "split": "test"}

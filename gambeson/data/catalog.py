@@ -12,7 +12,7 @@ from gambeson.data.cifar import CIFAR10, CIFAR100, read_cifar
 from gambeson.data.digits import read_digits
 from gambeson.data.facts import FACTS
 from gambeson.data.files import data_root
-from gambeson.data.folder import read_folder
+from gambeson.data.folder import Stream, read_folder
 from gambeson.data.mnist import FASHION_MNIST, MNIST, read_idx_set
 from gambeson.data.splits import Pool, Splits, hold_out
 from gambeson.data.svhn import read_svhn
@@ -48,6 +48,8 @@ def load(
     seed: int = 0,
     verify: bool = False,
     size: int | None = None,
+    stream: Stream = "off",
+    workers: int | None = None,
 ) -> Splits:
     """Load a data set, from its original files or by downloading them.
 
@@ -60,6 +62,9 @@ def load(
         seed: Seed of the hold-out. Nothing else depends on it, and the global random state does not matter.
         verify: Compare the published checksums of files that are already there; downloads are always compared.
         size: Height and width that `folder:PATH` brings images to, pixels, 64 by default.
+        stream: `on` leaves the images of `folder:PATH` in their files and decodes them when they are needed, `auto`
+            does so where they would take more than a quarter of the memory; see `read_folder`.
+        workers: Processes that decode a streamed folder ahead of a training.
 
     Returns:
         The three splits, uint8, and the facts.
@@ -68,6 +73,9 @@ def load(
         InputError: If the name is unknown, or an argument is out of range or does not apply.
         DataError: If files are missing, damaged or not of the expected form.
 
+    Warns:
+        GambesonWarning: `auto` has chosen to stream.
+
     Examples:
         >>> splits = load("digits")
         >>> len(splits.train), len(splits.val), len(splits.test), splits.facts.size
@@ -75,7 +83,10 @@ def load(
     """
     if not 0 <= val_fraction < 1:
         raise InputError(f"val_fraction must be in [0, 1), got {val_fraction}", hint="5 % is val_fraction=0.05")
-    pool = _read(name, root, verify, size)
+    if not name.startswith("folder:") and (stream == "on" or workers is not None):
+        given = "stream='on'" if stream == "on" else f"workers={workers}"
+        raise InputError(f"{given} does not apply to {name}", hint="only folder:PATH is decoded when it is needed")
+    pool = _read(name, root, verify, size, stream, workers)
     if val_fraction == 0:
         return Splits(pool.train, pool.train.head(0), pool.test, pool.facts)
     if pool.val is not None:
@@ -98,10 +109,12 @@ def require_data(name: str) -> None:
         raise InputError(f"there is no data set {name!r}", hint=nearest(name, DATASETS))
 
 
-def _read(name: str, root: str | Path | None, verify: bool, size: int | None) -> Pool:
+def _read(
+    name: str, root: str | Path | None, verify: bool, size: int | None, stream: Stream, workers: int | None
+) -> Pool:
     kind, _, path = name.partition(":")
     if kind in ("folder", "npz"):
-        return _read_own(kind, path, verify, size)
+        return _read_own(kind, path, verify, size, stream, workers)
     require_data(name)
     if size not in (None, FACTS[name].size):
         raise InputError(
@@ -111,7 +124,7 @@ def _read(name: str, root: str | Path | None, verify: bool, size: int | None) ->
     return read_digits() if name == "digits" else _READERS[name](data_root(root), verify=verify)
 
 
-def _read_own(kind: str, path: str, verify: bool, size: int | None) -> Pool:
+def _read_own(kind: str, path: str, verify: bool, size: int | None, stream: Stream, workers: int | None) -> Pool:
     require_data(f"{kind}:{path}")
     if verify:
         raise InputError(f"verify does not apply to {kind}:PATH: your own data have no published checksum")
@@ -119,4 +132,5 @@ def _read_own(kind: str, path: str, verify: bool, size: int | None) -> Pool:
         if size is not None:
             raise InputError(f"size={size} does not apply to npz:PATH", hint="size is for folder:PATH")
         return read_npz(Path(path).expanduser())
-    return read_folder(Path(path).expanduser(), size=64 if size is None else size)
+    side = 64 if size is None else size
+    return read_folder(Path(path).expanduser(), size=side, stream=stream, workers=workers)

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +39,21 @@ class Tree:
 
     def images(self, prefix: str) -> list[str]:
         """Names of the image files below the folder `prefix`, sorted."""
-        return [
-            n for n in self.names if n.startswith(f"{prefix}/") and PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES
-        ]
+        return [n for n in self.names if n.startswith(f"{prefix}/") and _is_image(n)]
+
+    def images_by_folder(self) -> dict[str, list[str]]:
+        """Names of the image files below every folder at the top, sorted: in one pass, for a million files."""
+        found: dict[str, list[str]] = {}
+        for name in self.names:
+            top, slash, _ = name.partition("/")
+            if slash and _is_image(name):
+                found.setdefault(top, []).append(name)
+        return found
+
+
+def unlisted(folder: Path) -> Tree:
+    """A folder whose files are known already: it can be read from, and lists none."""
+    return Tree(folder, (), lambda name: (folder / name).read_bytes())
 
 
 @contextmanager
@@ -58,7 +70,7 @@ def open_tree(path: Path) -> Iterator[Tree]:
         DataError: If the archive is truncated or corrupt.
     """
     if path.is_dir():
-        yield Tree(path, _walk(path), lambda name: (path / name).read_bytes())
+        yield replace(unlisted(path), names=_walk(path))
         return
     try:
         archive = zipfile.ZipFile(path)
@@ -72,7 +84,9 @@ def open_tree(path: Path) -> Iterator[Tree]:
         yield Tree(path, names, lambda name: archive.read(top + name))
 
 
-def decode(tree: Tree, names: Sequence[str], size: int, *, resize: bool) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def decode(
+    tree: Tree, names: Sequence[str], size: int, *, resize: bool, threads: int | None = None
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Decode image files to RGB; grey images are repeated in the three channels, EXIF rotation is applied.
 
     Args:
@@ -81,6 +95,7 @@ def decode(tree: Tree, names: Sequence[str], size: int, *, resize: bool) -> np.n
         size: Height and width of the result, pixels.
         resize: Bring other sizes to it: short side to `size` (bicubic, antialiased), then the centre. Otherwise another
             size is an error.
+        threads: How many decode at the same time; 1 is this one, None a few more than there are cores.
 
     Returns:
         Images, uint8, shape `(N, 3, size, size)`.
@@ -108,7 +123,11 @@ def decode(tree: Tree, names: Sequence[str], size: int, *, resize: bool) -> np.n
             raise damaged(tree.where / name, f"it is {image.size[0]}x{image.size[1]} pixels, expected {size}x{size}")
         images[position] = np.asarray(image).transpose(2, 0, 1)
 
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
+    if threads == 1:
+        for position in range(len(names)):
+            put(position)
+        return images
+    with ThreadPoolExecutor(threads) as pool:  # Pillow decodes outside the interpreter lock
         for _ in pool.map(put, range(len(names))):
             pass
     return images
@@ -131,6 +150,10 @@ def _square(image: Image, size: int) -> Image:
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _is_hidden(name: str) -> bool:

@@ -1,7 +1,10 @@
-"""Batches by step number: the split lies on the device; shuffling and augmentation are addressed, not consumed."""
+"""Batches by step number: the split lies on the device, or in its files; shuffling and augmentation are addressed, not
+consumed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,6 +16,8 @@ from gambeson.core.streams import Streams
 from gambeson.core.types import Batch
 from gambeson.data.placement import draw_placement, place
 from gambeson.data.splits import Examples
+from gambeson.data.stored import StoredImages
+from gambeson.data.streaming import Feed, chunks, closed_on_error
 
 
 class Loader:
@@ -23,7 +28,8 @@ class Loader:
     Several processes take contiguous shares of the batch that one would have, with the same crops and flips.
 
     Args:
-        examples: The split; it is moved to `device` once, as uint8.
+        examples: The split; it is moved to `device` once, as uint8. Stored images are decoded batch by batch, ahead
+            by their worker processes; the batches are the same to the bit.
         batch_size: Images per batch, at most the size of the split.
         streams: Source of permutations and augmentations.
         pad: Padding of the random crop, pixels; 0 for no crop.
@@ -73,37 +79,66 @@ class Loader:
         self.examples = examples.to(device)
         self.batch_size, self.streams, self.layout = batch_size, streams, layout
         self.pad, self.flip, self.fill = pad, flip, fill
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        stored = isinstance(self.examples.x, StoredImages)
+        self._home = torch.device("cpu") if stored else self.examples.x.device  # where positions are drawn up
+        self._orders: dict[int, Tensor] = {}  # by epoch: of the last two, since batches are decoded ahead
+        self._feed = Feed(self.examples.x, self.rows) if isinstance(self.examples.x, StoredImages) else None
 
     @property
     def steps_per_epoch(self) -> int:
         """Batches in an epoch, the smaller last one included."""
         return -(-len(self.examples) // self.batch_size)
 
+    def rows(self, step: int) -> Tensor:
+        """Positions in the split of this process's images of `step`, int64 `(n,)`; of stored images on the CPU."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch not in self._orders:  # drawn on the CPU: the same order on every device
+            order = torch.randperm(len(self.examples), generator=self.streams.at("shuffle", epoch))
+            kept = list(self._orders.items())[-1:]
+            self._orders = {**dict(kept), epoch: order.to(self._home)}
+        whole = self._orders[epoch][position * self.batch_size : (position + 1) * self.batch_size]
+        return whole[shard(len(whole), self.rank, self.world)]
+
     def batch(self, step: int) -> Batch:
         """The batch of `step`, counted from 0 over all epochs."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:  # drawn on the CPU: the same order on every device
-            order = torch.randperm(len(self.examples), generator=self.streams.at("shuffle", epoch))
-            self._epoch, self._order = epoch, order.to(self.examples.x.device)
-        whole = self._order[position * self.batch_size : (position + 1) * self.batch_size]
-        mine = shard(len(whole), self.rank, self.world)
-        index = whole[mine]
-        x, placement = self.view(index, self.streams.at("augment", step), (len(whole), mine))
-        share = None if self.world == 1 else len(index) / len(whole)
+        index, whole = self.rows(step), self._size(step)
+        x = self.examples.x[index] if self._feed is None else self._feed.batch(step)
+        x, placement = self._placed(x, self.streams.at("augment", step), (whole, shard(whole, self.rank, self.world)))
+        index = index.to(self.examples.x.device)
+        share = None if self.world == 1 else len(index) / whole
         return Batch(x, self.examples.y[index], index, placement, share)
 
-    def view(
-        self, index: Tensor, rng: torch.Generator | None = None, of: tuple[int, slice] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """The images at `index`, float in [0, 1], augmented where `rng` is given, and how they were placed.
+    def view(self, index: Tensor, rng: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        """The images at `index`, float in [0, 1], augmented where `rng` is given, and how they were placed."""
+        return self._placed(self.examples.x[index], rng)
+
+    def walk(self, rng: Callable[[int], torch.Generator] | None = None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """All images of the split in its order, a batch at a time, each as `view` gives it; of several processes every
+        one walks over as many batches as the others, or one more, in the order of their ranks.
 
         Args:
-            index: Positions in the split, int64 `(N,)`.
-            rng: Source of the crops and flips.
-            of: Draw for that many images, and take those of the slice: the images are a part of a batch.
+            rng: Source of the augmentation by the number of the batch, from 0; None for the images as they are.
         """
-        x = self.examples.x[index]
+        mine = shard(self.steps_per_epoch, self.rank, self.world)
+        for number, x in enumerate(chunks(self.examples.x, self.batch_size, mine), start=mine.start):
+            yield self._placed(x, rng and rng(number))
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Inside the block batches are asked for; afterwards, however it ends, no process that decodes them is left."""
+        with closed_on_error(self._feed):
+            yield
+        if self._feed is not None:
+            self._feed.close()
+
+    def _size(self, step: int) -> int:
+        """Images of the batch of `step`, of all processes."""
+        return min(self.batch_size, len(self.examples) - step % self.steps_per_epoch * self.batch_size)
+
+    def _placed(
+        self, x: Tensor, rng: torch.Generator | None, of: tuple[int, slice] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Placed and brought to the unit interval; `of` says of how many images these are which, for the draws."""
         placement = None
         if rng is not None and (self.pad or self.flip):
             count, mine = of or (len(x), slice(None))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gambeson.core.errors import DataError, InputError
 from gambeson.data.facts import Facts
+from gambeson.data.stored import Images, StoredImages, in_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +21,7 @@ class Examples:
     """Labelled images of one split.
 
     Attributes:
-        x: Images, uint8, shape `(N, C, H, W)`.
+        x: Images, uint8, shape `(N, C, H, W)`: a tensor, or stored images, which are decoded where they are indexed.
         y: Labels, int64, shape `(N,)`.
         origin: Position of every example among those that were read together, int64, shape `(N,)`: what is kept
             outside per image, such as masks, is found by it. None, at first, for `0..N-1`.
@@ -35,7 +36,7 @@ class Examples:
         (3, [0, 1])
     """
 
-    x: Tensor
+    x: Images
     y: Tensor
     origin: Tensor = None  # type: ignore[assignment]  # filled in
     pool: int = None  # type: ignore[assignment]
@@ -54,17 +55,23 @@ class Examples:
     def __len__(self) -> int:
         return len(self.y)
 
+    @property
+    def pixels(self) -> Tensor:
+        """The images as a tensor; stored ones are decoded, with a warning where they take much memory."""
+        return in_memory(self.x)
+
     def to(self, device: torch.device | str) -> Examples:
         """The same examples on `device`."""
         return replace(self, x=self.x.to(device), y=self.y.to(device), origin=self.origin.to(device))
 
     def subset(self, index: Tensor | slice) -> Examples:
         """The examples at `index`: int64 positions `(n,)`, a boolean mask `(N,)`, or a slice."""
-        return replace(self, x=self.x[index], y=self.y[index], origin=self.origin[index])
+        x = self.x.subset(index) if isinstance(self.x, StoredImages) else self.x[index]
+        return replace(self, x=x, y=self.y[index], origin=self.origin[index])
 
-    def head(self, count: int) -> Examples:
-        """The first `count` examples, or all where there are fewer."""
-        return self.subset(slice(0, max(count, 0)))
+    def head(self, count: int | None) -> Examples:
+        """The first `count` examples; all where there are fewer, or None is given."""
+        return self if count is None else self.subset(slice(0, max(count, 0)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -164,7 +164,7 @@ class Trainer:
         report = listen or (lambda row: None)
         deterministic = self.settings.deterministic
         cudnn = torch.backends.cudnn.flags(enabled=True, benchmark=not deterministic, deterministic=deterministic)
-        with self._alone(run), torch.random.fork_rng(), cudnn, signals() as caught:
+        with self._alone(run), torch.random.fork_rng(), cudnn, signals() as caught, self.loader.serving():
             began = time.monotonic() - self.elapsed
             if self.step == 0:
                 self.save(run, "last")

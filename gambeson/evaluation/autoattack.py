@@ -18,6 +18,7 @@ from gambeson.core.processes import rank_and_world
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
+from gambeson.data.stored import Images, in_memory
 from gambeson.evaluation.ensembles import create_ensemble
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.harvest import Harvest
@@ -104,7 +105,7 @@ class AutoAttackReport:
 
 def autoattack(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor,
     threat: Threat,
     *,
@@ -132,7 +133,7 @@ def autoattack(
 
     Args:
         model: Maps images in [0, 1] to logits; evaluated in evaluation mode and as before afterwards.
-        x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
+        x: Images `(N, C, H, W)`, uint8 or float in [0, 1]; stored ones are decoded at once.
         y: Labels `(N,)` in `[0, num_classes)`.
         threat: The ball, `Linf` or `L2`, one budget for all.
         num_classes: Number of classes.
@@ -178,7 +179,7 @@ def autoattack(
         preflight(model, x, y, threat, ("ce", "margin"), num_classes=num_classes, batch_size=slots)
     else:
         check_examples(x, y, num_classes)
-    x, y = x.cpu(), y.cpu().to(torch.int64)
+    x, y = in_memory(x).cpu(), y.cpu().to(torch.int64)
     logits = _logits(model, x, slots, num_classes)
     if version not in ("rand", "custom"):
         _require_deterministic(model, x[:slots], logits[:slots])

@@ -194,9 +194,9 @@ def evaluate_corruptions(
 
 def _judged(model: nn.Module, examples: Examples, num_classes: int, batch_size: int) -> Tensor:
     check_examples(examples.x, examples.y, num_classes)
-    like = like_of(model, examples.x)
+    like = like_of(model, examples.x[:0])
     parts = []
     for start in range(0, len(examples), batch_size):
         part = examples.subset(slice(start, start + batch_size)).to(like.device)
-        parts.append(judge(model, to_unit(part.x).to(like.dtype), part.y, num_classes).cpu())
+        parts.append(judge(model, to_unit(part.x[:]).to(like.dtype), part.y, num_classes).cpu())
     return torch.cat(parts)

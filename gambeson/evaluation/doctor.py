@@ -15,6 +15,7 @@ from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
+from gambeson.data.stored import Images
 from gambeson.evaluation.behaviour import (
     examine_accuracy,
     examine_batches,
@@ -56,7 +57,7 @@ IMAGES = 64
 
 def examine(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor,
     threat: Threat,
     *,
@@ -68,16 +69,17 @@ def examine(
 ) -> Diagnosis:
     """Check a model and its data for what makes the number of an evaluation wrong.
 
-    All images and labels are looked at; the model is run on a few, evenly over them: four to six forwards and one
-    backward per loss, in evaluation mode. It is not run where images, labels or the type of the weights are in error.
-    The model is bit for bit as before afterwards (modes, flags, gradients, buffers), and so is the global generator.
+    All images (of stored ones a few) and all labels are looked at; the model is run on a few, evenly over them: four to
+    six forwards and one backward per loss, in evaluation mode. It is not run where images, labels or the type of the
+    weights are in error. The model is bit for bit as before afterwards (modes, flags, gradients, buffers), and so is
+    the global generator.
 
     What cannot be seen: constants of a normalisation that are wrong but plausible, except by the accuracy; and a
     gradient that is there and misleads.
 
     Args:
         model: Maps images in [0, 1] to logits.
-        x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
+        x: Images `(N, C, H, W)`, uint8 or float in [0, 1], or stored.
         y: Labels `(N,)` in `[0, num_classes)`.
         threat: Ball of the attacks that will follow.
         num_classes: Number of classes.
@@ -114,7 +116,7 @@ def examine(
     if all(f.level != "error" or f.check == "eps" for f in found):
         n = min(images, len(x))
         rows = torch.linspace(0, len(x) - 1, n, dtype=torch.float64).round().long()
-        like = like_of(model, x)
+        like = like_of(model, x[:0])
         some = to_unit(x[rows.to(x.device)].to(like.device)).to(like.dtype)
         labels = y[rows.to(y.device)].to(like.device, torch.int64)
         own = budget_of(threat, rows.to(like.device))

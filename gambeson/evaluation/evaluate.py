@@ -24,6 +24,8 @@ from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.core.types import Batch
 from gambeson.data.loader import to_unit
+from gambeson.data.stored import Images, in_memory
+from gambeson.data.streaming import chunks
 from gambeson.evaluation.autoattack import Stage, autoattack, dtype_name, state_key
 from gambeson.evaluation.ensembles import ENSEMBLES, NAMES, SEARCHES, ensemble_of
 from gambeson.evaluation.examples import check_examples
@@ -178,7 +180,7 @@ class Report:
 
 def evaluate(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor,
     attacks: Sequence[str],
     threat: Threat,
@@ -207,7 +209,8 @@ def evaluate(
 
     Args:
         model: Maps images in [0, 1] to logits.
-        x: Images `(N, C, H, W)`, uint8 or float in [0, 1].
+        x: Images `(N, C, H, W)`, uint8 or float in [0, 1]; stored images are decoded `batch_size` at a time, ahead by
+            their worker processes, and all at once where there are ensembles, which go through them again and again.
         y: Labels `(N,)` in `[0, num_classes)`.
         attacks: Names for `parse_attack` or `ensemble_of`.
         threat: Ball of the attacks.
@@ -231,7 +234,8 @@ def evaluate(
             width; with `checks` all else that is an error to `examine`, such as probabilities instead of logits.
 
     Warns:
-        GambesonWarning: The model is random, gives logits that are not finite, or lacks the gradient at a few images.
+        GambesonWarning: The model is random, gives logits that are not finite, or lacks the gradient at a few images;
+            or many stored images are decoded at once.
     """
     wanted = [name.strip().lower() for name in dict.fromkeys(["clean", *attacks])]
     ensembles = {name: found for name in wanted if (found := ensemble_of(name))}
@@ -250,15 +254,18 @@ def evaluate(
         preflight(model, x, y, threat, sorted(losses), num_classes=num_classes, batch_size=batch_size)
     else:
         check_examples(x, y, num_classes)
-    like = like_of(model, x)
+    x = in_memory(x) if ensembles else x
+    like = like_of(model, x[:0])
     device = like.device
     streams = Streams(seed)
     outcomes = {name: torch.zeros(len(y), dtype=torch.bool) for name in searches}
     failed = dict.fromkeys(searches, 0)
     rank, world = rank_and_world()
-    for number, start in list(enumerate(range(0, len(y), batch_size)))[rank::world]:
-        part = slice(start, min(start + batch_size, len(y)))
-        images, labels = to_unit(x[part].to(device)).to(like.dtype), y[part].to(device, torch.int64)
+    mine = slice(rank, None, world)
+    starts = range(0, len(y), batch_size)[mine]
+    for start, some in zip(starts, chunks(x, batch_size, mine), strict=True):
+        number, part = start // batch_size, slice(start, start + len(some))
+        images, labels = to_unit(some.to(device)).to(like.dtype), y[part].to(device, torch.int64)
         clean = judge(model, images, labels, num_classes)
         standing = clean.nonzero().squeeze(1)
         for name, attack in searches.items():
@@ -277,6 +284,7 @@ def evaluate(
         failed = dict(zip(failed, total(torch.tensor(list(failed.values()))).tolist(), strict=True))
     details = {}
     for name, (version, ensemble) in ensembles.items():
+        assert isinstance(x, Tensor)
         keeper = PaceKeeper(name, ensemble[-1].name, progress, pace)
         if progress:
             progress(int((~outcomes["clean"]).sum()))

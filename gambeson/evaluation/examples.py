@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from gambeson.core.errors import InputError
+from gambeson.data.stored import Images, StoredImages
 
 
-def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:
+def check_examples(x: Images, y: Tensor, num_classes: int) -> None:
     """Refuse what would make the number wrong, before any compute.
 
     Raises:
@@ -19,7 +20,7 @@ def check_examples(x: Tensor, y: Tensor, num_classes: int) -> None:
     check_labels(y, num_classes)
 
 
-def check_shapes(x: Tensor, y: Tensor) -> None:
+def check_shapes(x: Images, y: Tensor) -> None:
     """Refuse what are not images with one label each.
 
     Raises:
@@ -31,13 +32,13 @@ def check_shapes(x: Tensor, y: Tensor) -> None:
         raise InputError(f"need images (N, C, H, W) and labels (N,), got {tuple(x.shape)} and {tuple(y.shape)}")
 
 
-def check_images(x: Tensor) -> None:
+def check_images(x: Images) -> None:
     """Refuse what are not images in [0, 1] or bytes.
 
     Raises:
         InputError: Another type, NaN or infinite pixels, or pixels outside [0, 1].
     """
-    if x.dtype == torch.uint8:
+    if isinstance(x, StoredImages) or x.dtype == torch.uint8:
         return
     if not x.is_floating_point():
         raise InputError(f"images must be uint8 or float, got {x.dtype}")

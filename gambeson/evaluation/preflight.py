@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gambeson.core.errors import GambesonWarning
 from gambeson.core.threat import Threat
+from gambeson.data.stored import Images
 from gambeson.evaluation.doctor import IMAGES, examine
 from gambeson.evaluation.finding import require_healthy
 
@@ -18,7 +19,7 @@ BESIDE_THE_NUMBER = ("finite", "randomness", "batch", "buffers", "gradient (ce)"
 
 def preflight(
     model: nn.Module,
-    x: Tensor,
+    x: Images,
     y: Tensor,
     threat: Threat,
     losses: Sequence[str],

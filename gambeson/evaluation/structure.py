@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from gambeson.core.errors import InputError
 from gambeson.core.threat import Threat
+from gambeson.data.stored import Images, StoredImages
 from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 from gambeson.evaluation.finding import Finding
 
+FEW = 64
+"""Stored images whose pixels are looked at."""
 
-def examine_examples(x: Tensor, y: Tensor, num_classes: int) -> list[Finding]:
+
+def examine_examples(x: Images, y: Tensor, num_classes: int) -> list[Finding]:
     """Are there images in [0, 1] or bytes, and labels in range?"""
     refused = _refusal("images", check_shapes, x, y)
     if refused:
         return [refused]
     return [
-        _refusal("images", check_images, x) or _brightness(x),
+        _refusal("images", check_images, x) or _brightness(x if isinstance(x, Tensor) else _some(x), len(x)),
         _refusal("labels", check_labels, y, num_classes)
         or Finding("labels", "pass", f"{len(y):,} labels from {int(y.min())} to {int(y.max())}"),
     ]
@@ -35,17 +39,23 @@ def _refusal(check: str, function: Callable[..., None], *arguments: Any) -> Find
     return None
 
 
-def _brightness(x: Tensor) -> Finding:
+def _some(x: StoredImages) -> Tensor:
+    """A few, evenly over all: the others stay in their files."""
+    return x[torch.linspace(0, len(x) - 1, min(FEW, len(x)), dtype=torch.float64).round().long()]
+
+
+def _brightness(x: Tensor, count: int) -> Finding:
     """One grey level is all that is left of images that were divided by 255 once too often."""
     low, high = float(x.min()), float(x.max())
     level = 1.0 if x.dtype == torch.uint8 else 1 / 255
     evidence = {"min": low, "max": high, "dtype": str(x.dtype).removeprefix("torch.")}
+    of = f" in {len(x)} of them" if len(x) < count else ""
     if 0 < high <= level * 1.001:
         what = "bytes of 0 and 1" if x.dtype == torch.uint8 else f"none brighter than {high:.4g}, one grey level of 255"
         hint = "multiply them by 255" if x.dtype == torch.uint8 else "they were divided by 255 twice"
         return Finding("images", "error", f"the images are almost black: {what}", hint, evidence)
     return Finding(
-        "images", "pass", f"{len(x):,} images, {evidence['dtype']}, from {low:g} to {high:g}", None, evidence
+        "images", "pass", f"{count:,} images, {evidence['dtype']}, from {low:g} to {high:g}{of}", None, evidence
     )
 
 

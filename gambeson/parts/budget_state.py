@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.core.errors import GambesonWarning, InputError
-from gambeson.core.processes import gathered, rank_and_world, shard, total
+from gambeson.core.processes import gathered, rank_and_world, total
 from gambeson.core.threat import L2, Linf
 from gambeson.core.types import Batch, Rng
 from gambeson.data.loader import Loader
@@ -146,13 +146,11 @@ class BudgetState(Part):
         return normalised(class_activation_maps(model, x, self._find(model, x), self.spec.cam.method).maps)
 
     def _store(self, model: nn.Module, loader: Loader, epoch: int) -> None:
-        everything = torch.arange(len(loader.examples), device=loader.examples.x.device)
-        found, batches = [], list(enumerate(everything.split(loader.batch_size)))
-        for number, index in batches[shard(len(batches), loader.rank, loader.world)]:
-            rng = None
-            if self.spec.assign == "release":
-                rng = loader.streams.at("augment-maps", epoch * loader.steps_per_epoch + number)
-            found.append(self._maps(model, loader.view(index, rng)[0])[0])
+        def rng(number: int) -> torch.Generator:
+            return loader.streams.at("augment-maps", epoch * loader.steps_per_epoch + number)
+
+        walk = loader.walk(rng if self.spec.assign == "release" else None)
+        found = [self._maps(model, x)[0] for x, _ in walk]
         self.maps = gathered(torch.cat(found) if found else self.maps[:0])
 
     def whole_state(self) -> dict[str, Tensor]:

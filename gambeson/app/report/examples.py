@@ -43,13 +43,14 @@ def examples(records: Records, count: int, data_dir: str | None, device: str) ->
     build.require_fit(task, data.facts)
     rows = torch.linspace(0, len(data.test) - 1, min(count, len(data.test)), dtype=torch.float64).round().long()
     some = data.test.subset(rows)
-    x_adv = attacked_images(model, some.x, some.y, ATTACK, threat).cpu().float()
-    x = to_unit(some.x).cpu().float()
+    pixels = some.pixels
+    x_adv = attacked_images(model, pixels, some.y, ATTACK, threat).cpu().float()
+    x = to_unit(pixels).cpu().float()
     with torch.no_grad():
         like = next(model.parameters())
         says = [model(images.to(like.device, like.dtype)).float().softmax(1).max(1) for images in (x, x_adv)]
     clean, attacked = ([part.cpu() for part in one] for one in says)
-    maps, missing = _maps(model, some, data.facts.class_names, diagnose_cam)
+    maps, missing = _maps(model, pixels, some.y, data.facts.class_names, diagnose_cam)
     names = data.facts.class_names
     shown: list[Example] = []
     table: list[dict[str, Any]] = []
@@ -75,10 +76,10 @@ def examples(records: Records, count: int, data_dir: str | None, device: str) ->
     return Section("examples", "Examples", blocks, {**what, "images": table}, stamp(records.selection))
 
 
-def _maps(model: Any, some: Any, names: Any, diagnose: Any) -> tuple[Array | None, str]:
+def _maps(model: Any, x: Any, y: Any, names: Any, diagnose: Any) -> tuple[Array | None, str]:
     """Class-activation maps in [0, 1] at the images' size, or why there are none."""
     try:
-        found = diagnose(model, some.x, some.y, class_names=names, shown=len(some))
+        found = diagnose(model, x, y, class_names=names, shown=len(y))
     except InputError as error:
         return None, error.message
     return found.shown.maps.clamp(0, 1).numpy(), ""
