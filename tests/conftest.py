@@ -2,10 +2,13 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from gambeson.core.types import Batch, Task
@@ -65,6 +68,30 @@ def tiny_examples() -> Callable[..., Examples]:
         return Examples(x.to(torch.uint8), y)
 
     return build
+
+
+@pytest.fixture(scope="session")
+def write_photos() -> Callable[..., Path]:
+    """Writes `count` noisy images of three classes in turn, each a file of its own shape, into a folder."""
+
+    def write(path: Path, count: int = 30, seed: int = 0) -> Path:
+        draw = np.random.default_rng(seed)
+        for i in range(count):
+            shape = (int(draw.integers(9, 14)), int(draw.integers(9, 14)), 3)
+            file = path / "abc"[i % 3] / (f"{i:03d}.jpg" if i % 2 else f"{i:03d}.png")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            pixels = draw.integers(0, 100, shape, dtype=np.uint8)
+            pixels[..., i % 3] += 150
+            Image.fromarray(pixels).save(file)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory, write_photos: Callable[..., Path]) -> Path:
+    """Such a folder; look, do not touch."""
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture(scope="session")

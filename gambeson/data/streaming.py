@@ -80,7 +80,8 @@ class Feed:
                 generator=torch.Generator(),  # else it draws a seed for the workers from the global one
             )
         self._order.start = number
-        self._batches = iter(self._source)
+        with _held_back():
+            self._batches = iter(self._source)
         atexit.unregister(self._at_exit)
         atexit.register(self._at_exit)  # the last comes first: before those of torch, which wait for workers to end
 
@@ -99,7 +100,7 @@ def closed_on_error(feed: Feed | None) -> Iterator[None]:
             feed.close()
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise DataError(
-                f"a process that decodes images has died: {str(error).splitlines()[0]}",
+                f"a process that decodes images has died: {str(error).splitlines()[0].strip()}",
                 hint="was there too little memory, or too little in /dev/shm? Fewer --workers need less, and with"
                 " --workers 0 the training decodes for itself",
             ) from error
@@ -164,13 +165,32 @@ class _Decoder(Dataset["Tensor | DataError"]):
             return error.with_traceback(None)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""What ends a training, once it has saved its state, and comes to all processes of its group."""
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Inside the block signals wait; a process that begins there has them waiting until it ignores them."""
+    if "pthread_sigmask" not in dir(signal):  # Windows, where no group is signalled
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM, which come to all processes of a group, to the training: it still needs its batch.
+    """Leave signals to the training, which still needs the batch.
 
     A worker ends when it is told to, or when it finds that its parent is gone.
     """
-    for which in (signal.SIGINT, signal.SIGTERM):
+    for which in SIGNALS:
         signal.signal(which, signal.SIG_IGN)
+    if "pthread_sigmask" in dir(signal):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _close(feed: weakref.ref[Feed]) -> None:

@@ -11,6 +11,7 @@ from gambeson.core.errors import DataError, InputError
 from gambeson.data import DATASETS, FACTS, load
 from gambeson.data.catalog import _READERS
 from gambeson.data.facts import channel_statistics
+from gambeson.data.stored import StoredImages
 
 
 def test_every_named_set_has_a_line_facts_and_a_reader() -> None:
@@ -149,3 +150,14 @@ def test_real_data(name: str, folders: tuple[str, ...], train: list[int], test: 
     assert (len(splits.train), len(splits.val)) == (count * 19 // 20, count // 20)
     share = splits.val.y.bincount() / whole.train.y.bincount()
     assert (share - 0.05).abs().max() < 1e-3
+
+
+def test_streaming_is_for_folders(photos: Path) -> None:
+    splits = load(f"folder:{photos}", size=8, val_fraction=0.25, stream="on", workers=0)
+    assert all(isinstance(part.x, StoredImages) for part in (splits.train, splits.val, splits.test))
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (18, 6, 6)
+    with pytest.raises(InputError, match="stream='on' does not apply to digits"):
+        load("digits", stream="on")
+    with pytest.raises(InputError, match="workers=2 does not apply to digits"):
+        load("digits", workers=2)
+    assert isinstance(load("digits", stream="auto").train.x, torch.Tensor)

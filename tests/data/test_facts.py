@@ -45,3 +45,10 @@ def test_measured_facts() -> None:
     facts = measured_facts("npz:a", ["x", "y"], torch.randint(256, (4, 3, 64, 64), dtype=torch.uint8), flip=True)
     assert (facts.num_classes, facts.channels, facts.size, facts.pad, facts.flip) == (2, 3, 64, 8, True)
     assert facts.eps == 4 / 255
+
+
+def test_channel_statistics_do_not_depend_on_the_blocks_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randint(256, (23, 3, 5, 5), dtype=torch.uint8)
+    whole = channel_statistics(x)
+    monkeypatch.setattr("gambeson.data.facts.BLOCK", 4)
+    assert channel_statistics(x) == whole

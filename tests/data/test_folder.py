@@ -1,11 +1,15 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from gambeson.core.errors import DataError, InputError
+from gambeson.core.errors import DataError, GambesonWarning, InputError
+from gambeson.data.facts import channel_statistics
 from gambeson.data.folder import read_folder
+from gambeson.data.stored import StoredImages
 
 COLOURS = {"cat": (200, 0, 0), "dog": (0, 200, 0), "emu": (0, 0, 200)}
 
@@ -125,3 +129,77 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         read_folder(tmp_path)
     with pytest.raises(InputError, match="at least 8 pixels, got 4"):
         read_folder(tmp_path, size=4)
+
+
+@pytest.mark.parametrize("parts", [(), ("train", "val"), ("train", "val", "test")])
+def test_a_streamed_folder_is_the_folder(parts: tuple[str, ...], tmp_path: Path) -> None:
+    for part in parts or (".",):
+        fill(tmp_path / part, 10)
+    eager, lazy = (read_folder(tmp_path, size=8, stream=how) for how in ("off", "on"))
+    assert lazy.facts == eager.facts
+    assert lazy.facts.measured_on is None
+    for a, b in zip(lazy[:3], eager[:3], strict=True):
+        assert (a is None) == (b is None)
+        if a is None or b is None:
+            continue
+        assert isinstance(a.x, StoredImages)
+        assert torch.equal(a.pixels, b.x)
+        assert torch.equal(a.y, b.y)
+        assert torch.equal(a.origin, b.origin)
+        assert a.pool == b.pool
+
+
+def test_of_a_large_streamed_folder_a_sample_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 10)
+    eager = read_folder(tmp_path, size=8)
+    monkeypatch.setattr("gambeson.data.facts.SAMPLE", 5)
+    lazy = read_folder(tmp_path, size=8, stream="on")
+    assert lazy.facts.measured_on == 5
+    assert (lazy.facts.mean, lazy.facts.std) == channel_statistics(eager.train.x[:5])
+    assert lazy.facts.mean != eager.facts.mean
+    assert read_folder(tmp_path, size=8).facts == eager.facts  # in memory all are measured
+
+
+def test_auto_streams_what_takes_too_much_of_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 10)
+    needed = 30 * 3 * 8 * 8
+    monkeypatch.setattr("gambeson.data.folder.memory", lambda: 4 * needed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(read_folder(tmp_path, size=8, stream="auto").train.x, torch.Tensor)
+    monkeypatch.setattr("gambeson.data.folder.memory", lambda: 4 * needed - 1)
+    said = r"30 images of .* would take 0\.00 GB decoded to 8x8 pixels, more than 25% of the .* GB of memory"
+    with pytest.warns(GambesonWarning, match=said):
+        assert isinstance(read_folder(tmp_path, size=8, stream="auto", workers=3).train.x, StoredImages)
+    assert isinstance(read_folder(tmp_path, size=8, stream="off").train.x, torch.Tensor)
+    monkeypatch.setattr("gambeson.data.folder.memory", lambda: None)
+    assert isinstance(read_folder(tmp_path, size=8, stream="auto").train.x, torch.Tensor)
+
+
+def test_who_decodes_is_said_by_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, 5)
+    monkeypatch.setattr("gambeson.data.folder.default_workers", lambda: 4)
+    for asked, workers in ((None, 4), (0, 0), (3, 3)):
+        x = read_folder(tmp_path, size=8, stream="on", workers=asked).train.x
+        assert isinstance(x, StoredImages)
+        assert x.workers == workers
+
+
+def test_a_streamed_folder_says_what_is_wrong_with_its_form(tmp_path: Path) -> None:
+    fill(tmp_path, 5)
+    with pytest.raises(InputError, match="workers must be at least 0, got -1"):
+        read_folder(tmp_path, stream="on", workers=-1)
+    with pytest.raises(InputError, match="unknown stream 'maybe'"):
+        read_folder(tmp_path, stream="maybe")  # type: ignore[arg-type]
+    (tmp_path / "fox").mkdir()
+    with pytest.raises(DataError, match="no images in the class folders fox"):
+        read_folder(tmp_path, size=8, stream="on")
+
+
+def test_classes_keep_their_order_where_names_sort_otherwise_with_a_slash(tmp_path: Path) -> None:
+    fill(tmp_path, 4, ("cat", "dog"))
+    (tmp_path / "dog").rename(tmp_path / "cat b")  # "cat b/" comes before "cat/"
+    train, test, _, facts = read_folder(tmp_path, size=8)
+    assert facts.class_names == ("cat", "cat b")
+    assert is_consistent(train)
+    assert is_consistent(test)

@@ -123,3 +123,20 @@ def test_a_damaged_zip_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="damaged") as error, open_tree(path):
         pass
     assert str(path) in str(error.value)
+
+
+def test_one_thread_decodes_what_many_do(tmp_path: Path) -> None:
+    for i in range(5):
+        gradient(10 + i, 20).save(tmp_path / f"{i}.png")
+    with open_tree(tmp_path) as tree:
+        several, one = (decode(tree, tree.names, 8, resize=True, threads=threads) for threads in (None, 1))
+    assert np.array_equal(several, one)
+
+
+def test_images_by_folder_are_those_below_each(tmp_path: Path) -> None:
+    for name in ("a/1.png", "a/b/2.JPG", "a b/3.png", "b/4.gif", "b/notes.txt", "c/x.txt", "0.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with open_tree(tmp_path) as tree:
+        assert tree.images_by_folder() == {top: tree.images(top) for top in ("a", "a b", "b")}
+        assert tree.images("a") == ["a/1.png", "a/b/2.JPG"]

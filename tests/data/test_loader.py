@@ -1,4 +1,6 @@
+import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from gambeson.core.errors import InputError
 from gambeson.core.streams import Streams
+from gambeson.data.catalog import load
+from gambeson.data.folder import Stream
 from gambeson.data.loader import Loader, augment, to_unit
 from gambeson.data.splits import Examples
 
@@ -190,3 +194,91 @@ def test_every_process_needs_an_image(tiny_examples: Data) -> None:
     with pytest.raises(InputError, match="3 processes cannot share a batch of 1 images") as error:
         Loader(tiny_examples(25), 6, Streams(0), world=3)
     assert "--batch-size" in str(error.value.hint)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("fill", ["zero", "reflect"])
+def test_streamed_batches_are_those_of_the_memory_to_the_bit(photos: Path, workers: int, fill: str) -> None:
+    eager, lazy = (
+        Loader(
+            load(
+                f"folder:{photos}", size=8, val_fraction=0, stream=how, workers=workers if how == "on" else None
+            ).train,
+            5,
+            Streams(3),
+            pad=2,
+            flip=True,
+            fill=fill,  # type: ignore[arg-type]
+            layout=torch.channels_last,
+        )
+        for how in ("off", "on")
+    )
+    with lazy.serving():
+        for step in (0, 1, 2, 3, 4, 5, 6, 12, 13, 3):  # over the end of an epoch, ahead and back
+            for a, b in zip(eager.batch(step)[:4], lazy.batch(step)[:4], strict=True):
+                assert torch.equal(a, b)
+            assert lazy.batch(step).x.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(eager.view(torch.tensor([4, 2]))[0], lazy.view(torch.tensor([4, 2]))[0])
+    rng = Streams(0)
+    for a, b in zip(*(one.walk(lambda k: rng.at("walk", k)) for one in (eager, lazy)), strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])  # type: ignore[arg-type]
+
+
+def test_a_walk_is_the_views_of_all_images(tiny_examples: Data) -> None:
+    loader, streams = Loader(tiny_examples(), 10, Streams(0), pad=2, flip=True), Streams(1)
+    parts = torch.arange(24).split(10)
+    assert torch.equal(torch.cat([x for x, _ in loader.walk()]), loader.view(torch.arange(24))[0])
+    for number, (x, placement) in enumerate(loader.walk(lambda k: streams.at("walk", k))):
+        expected = loader.view(parts[number], streams.at("walk", number))
+        assert torch.equal(x, expected[0])
+        assert torch.equal(placement, expected[1])  # type: ignore[arg-type]
+
+
+def test_an_order_is_drawn_once_although_batches_are_decoded_ahead(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+    loader = Loader(load(f"folder:{photos}", size=8, val_fraction=0, stream="on", workers=1).train, 5, Streams(0))
+    real = loader.streams.at
+    monkeypatch.setattr(
+        Streams, "at", lambda self, purpose, *where: drawn.append((purpose, *where)) or real(purpose, *where)
+    )
+    with loader.serving():
+        for step in range(3 * loader.steps_per_epoch):
+            loader.batch(step)
+    assert [number for purpose, number in drawn if purpose == "shuffle"][:3] == [0, 1, 2]
+    assert len([1 for purpose, _ in drawn if purpose == "shuffle"]) <= 4
+
+
+def test_leaving_the_loader_ends_its_processes(photos: Path) -> None:
+    loader = Loader(load(f"folder:{photos}", size=8, val_fraction=0, stream="on", workers=2).train, 5, Streams(0))
+    with loader.serving():
+        loader.batch(0)
+        assert len(multiprocessing.active_children()) == 2
+    assert not multiprocessing.active_children()
+
+    def fail() -> None:
+        with loader.serving():
+            loader.batch(1)
+            raise InputError("something else is wrong")
+
+    with pytest.raises(InputError):
+        fail()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("how", ["off", "on"])
+def test_processes_walk_over_all_images_once(photos: Path, how: Stream) -> None:
+    train = load(f"folder:{photos}", size=8, val_fraction=0, stream=how, workers=0 if how == "on" else None).train
+
+    def loader(rank: int, world: int) -> Loader:
+        return Loader(train, 5, Streams(3), pad=2, flip=True, rank=rank, world=world)
+
+    streams = Streams(1)
+    found = [x for rank in range(3) for x, _ in loader(rank, 3).walk(lambda k: streams.at("walk", k))]
+    whole = [x for x, _ in loader(0, 1).walk(lambda k: streams.at("walk", k))]
+    assert torch.equal(torch.cat(found), torch.cat(whole))
+    for step in (0, 3):
+        parts = [loader(rank, 2).batch(step) for rank in range(2)]
+        assert torch.equal(torch.cat([part.x for part in parts]), loader(0, 1).batch(step).x)
