@@ -131,7 +131,7 @@ def _is_streamed(path: Path, stream: Stream, count: int, size: int) -> bool:
     warnings.warn(
         f"{count:,} images of {path} would take {needed / 1e9:.2f} GB decoded to {size}x{size} pixels, more than"
         f" {SHARE:.0%} of the {room / 1e9:.1f} GB of memory: they are decoded when they are needed"
-        " (stream: off decodes them now)",
+        " (with --stream off all at once)",
         GambesonWarning,
         stacklevel=3,
     )

@@ -1,5 +1,6 @@
 import inspect
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -16,9 +17,10 @@ import zoo
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from gambeson.core.errors import CheckpointError, DivergenceError, InputError
+from gambeson.core.errors import CheckpointError, DataError, DivergenceError, InputError
 from gambeson.core.threat import Linf
 from gambeson.core.types import Task
+from gambeson.data.catalog import load
 from gambeson.data.splits import Examples
 from gambeson.engine.checkpoint import load_checkpoint, section
 from gambeson.engine.interruption import Interrupted
@@ -27,8 +29,8 @@ from gambeson.engine.sentinel import Probe, Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.trainer import Selection, Trainer
 from gambeson.evaluation.statistics import wilson
-from gambeson.methods import METHODS, Recipe, free_at, n_lap, pgd_at, rs_fgsm, standard
-from gambeson.parts import EMA
+from gambeson.methods import METHODS, Recipe, free_at, n_lap, part, pgd_at, rs_fgsm, standard
+from gambeson.parts import EMA, PixelBudget
 
 Net = Callable[..., nn.Sequential]
 Data = Callable[..., Examples]
@@ -638,3 +640,85 @@ def test_compiled_steps_are_the_same_and_compile_once(
 def test_a_penalty_cannot_be_compiled(make: Make) -> None:
     with pytest.raises(InputError, match="differentiates twice"):
         make(METHODS["grad-align"](eps=0.1), compile=True)
+
+
+STREAMED = {
+    "ema": n_lap(eps=0.1, beta=0.01),
+    "maps": part(eps=0.1, eps_low=0.05, steps=1, warmup=1),
+    "release": replace(
+        part(eps=0.1, eps_low=0.05, steps=1, warmup=1),
+        parts=(PixelBudget(eps_low=0.05, warmup=1, assign="release"),),
+    ),
+}
+"""Recipes that look at the training set in the ways there are: batches and a probe, a walk, an augmented walk."""
+
+
+def rgb_net() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),  # draws from the global generator
+            nn.Linear(4, 3),
+        )
+
+
+@pytest.mark.parametrize("name", STREAMED)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streamed_training_is_the_one_in_memory_to_the_bit(
+    name: str, workers: int, photos: Path, tmp_path: Path
+) -> None:
+    recipe = replace(STREAMED[name], parts=(*STREAMED[name].parts, EMA(0.9)))
+    settings = replace(SETTINGS, epochs=3, probe_every=2)
+
+    def trained(how: str, stop_at: int | None = None) -> tuple[dict[str, Tensor], list[str]]:
+        path = tmp_path / how
+        data = load(
+            f"folder:{photos}",
+            size=8,
+            val_fraction=0.25,
+            stream="off" if how == "memory" else "on",
+            workers=None if how == "memory" else workers,
+        )
+        trainer = Trainer(rgb_net(), recipe, data.train, data.val, data.facts.task, settings, pad=1, flip=True)
+        run = Run.open(path) if path.exists() else Run.create(path, {})
+        if trainer.total and run.checkpoint("last").is_file():
+            trainer.resume(run)
+
+        def listen(row: dict[str, Any]) -> None:
+            if stop_at is not None and row == {"step": stop_at}:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        trainer.fit(run, listen)
+        assert not multiprocessing.active_children()
+        rows = [re.sub(r'"seconds": [^,]*,', "", line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return trainer.state()[0], rows
+
+    state, rows = trained("memory")
+    with pytest.raises(Interrupted, match="after step 6"):  # in the middle of the second epoch
+        trained("streamed", stop_at=6)
+    assert not multiprocessing.active_children()
+    streamed, streamed_rows = trained("streamed")
+    assert streamed.keys() == state.keys()
+    assert all(torch.equal(streamed[key], tensor) for key, tensor in state.items())
+    assert streamed_rows == rows
+
+
+def test_a_damaged_image_ends_a_streamed_training_and_leaves_its_last_state(
+    tmp_path: Path, write_photos: Callable[..., Path]
+) -> None:
+    folder = write_photos(tmp_path / "photos")
+    data = load(f"folder:{folder}", size=8, val_fraction=0, stream="on", workers=1)
+    trainer = Trainer(rgb_net(), standard(), data.train, data.val, data.facts.task, SETTINGS)
+    file = folder / data.train.x.names[int(data.train.x.rows[int(trainer.loader.rows(4)[0])])]  # type: ignore[union-attr]
+    file.write_bytes(b"cut")
+    run = Run.create(tmp_path / "run", {})
+    with pytest.raises(DataError, match=f"{file.name} cannot be decoded"):
+        trainer.fit(run)
+    assert trainer.step == 4
+    assert not multiprocessing.active_children()
+    assert load_checkpoint(run.checkpoint("last"))[1]["step"] == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gambeson.core.errors import GambesonWarning, InputError
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Task
+from gambeson.data import load
 from gambeson.evaluation import CHECKS, Diagnosis, Finding, evaluate, examine, require_healthy
 from gambeson.evaluation.doctor import kept
 from gambeson.models import create
@@ -553,3 +555,13 @@ def test_the_checks_change_no_result(name: str) -> None:
         return run(broken(name), ["fgsm", "pgd-2"], checks=checks)
 
     assert result(True) == result(False)
+
+
+def test_of_stored_images_a_few_are_looked_at(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gambeson.evaluation.structure.FEW", 5)
+    test = load(f"folder:{photos}", size=8, val_fraction=0, stream="on", workers=0).train
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3)).eval()
+    found = examine(model, test.x, test.y, Linf(0.1), num_classes=3, images=4)
+    assert found.n == 4
+    assert next(f for f in found.findings if f.check == "images").message.endswith("in 5 of them")
+    assert not found.errors

@@ -2,6 +2,7 @@ import json
 import re
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks import MMA, PGD, MarginAPGD, Uniform, fgsm
-from gambeson.core.errors import InputError
+from gambeson.core.errors import GambesonWarning, InputError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
+from gambeson.data.catalog import load
 from gambeson.data.loader import to_unit
 from gambeson.data.splits import Examples
+from gambeson.data.stored import StoredImages
 from gambeson.evaluation import ATTACKS, Report, evaluate, parse_attack, require_attack, wilson
 
 Net = Callable[..., nn.Sequential]
@@ -361,3 +364,35 @@ def test_a_report_goes_into_json_and_back() -> None:
     assert found["worst"] == vars(report.worst())
     assert found["per_class"]["clean"]["bright"]["n"] == 3
     assert np.isclose(found["per_class"]["clean"]["bright"]["value"], 2 / 3)
+
+
+def test_stored_images_are_evaluated_as_those_in_memory(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    monkeypatch.setattr("gambeson.evaluation.structure.FEW", 5)
+    decoded = []
+    real = StoredImages.decode
+    monkeypatch.setattr(StoredImages, "decode", lambda x, *args: decoded.append(len(x)) or real(x, *args))
+    found = []
+    for how in ("off", "on"):
+        test = load(f"folder:{photos}", size=8, val_fraction=0, stream=how, workers=0).train  # type: ignore[arg-type]
+        decoded.clear()
+        found.append(evaluate(model, test.x, test.y, ["pgd-2"], Linf(EPS), num_classes=3, batch_size=5))
+    assert max(decoded) == 5  # never all of them
+    assert found[0].to_dict() == found[1].to_dict()
+    for name, outcomes in found[0].outcomes.items():
+        assert torch.equal(outcomes, found[1].outcomes[name])
+
+
+def test_an_ensemble_brings_stored_images_into_memory_and_says_so(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gambeson.data.stored.LARGE", 100)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    eager, lazy = (load(f"folder:{photos}", size=8, stream=how, val_fraction=0).test for how in ("off", "on"))
+    settings: dict[str, Any] = {"num_classes": 3, "checks": False}
+    with pytest.warns(GambesonWarning, match="6 images of .* are decoded into memory at once"):
+        found = evaluate(model, lazy.x, lazy.y, ["apgd-ce"], Linf(EPS), **settings)
+    expected = evaluate(model, eager.x, eager.y, ["apgd-ce"], Linf(EPS), **settings)
+    assert torch.equal(found.outcomes["apgd-ce"], expected.outcomes["apgd-ce"])
