@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -153,17 +153,18 @@ def _square(image: Image, size: int) -> Image:
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _walk(path: Path) -> tuple[str, ...]:
     names = []
     for folder, inner, files in os.walk(path, followlinks=True):
         inner[:] = [name for name in inner if not _is_hidden(name)]
-        relative = PurePosixPath(Path(folder).relative_to(path).as_posix())
-        names += [str(relative / name) for name in files if not _is_hidden(name)]
+        relative = Path(folder).relative_to(path).as_posix()
+        prefix = "" if relative == "." else f"{relative}/"
+        names += [prefix + name for name in files if not _is_hidden(name)]
     return tuple(sorted(names))
