@@ -18,13 +18,10 @@ from gambeson.core.tables import differences
 from gambeson.engine.run import Run, read_json
 from gambeson.methods import METHODS, method
 
-# glibc otherwise gives large tensors back to the kernel and faults them in again at every pass: a tenth of the time.
-GLIBC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-
 
 def environment(plan: Plan) -> dict[str, str]:
     """The environment of the commands."""
-    return {**os.environ, "OMP_NUM_THREADS": str(plan.threads), **GLIBC}
+    return {**os.environ, "OMP_NUM_THREADS": str(plan.threads)}
 
 
 def next_command(job: Job, plan: Plan) -> list[str] | None:
@@ -152,7 +149,7 @@ def _training(call: dict[str, Any]) -> dict[str, Any]:
         key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "attack", "test_size", "threads")
     }
     kept = json.loads(json.dumps(kept))
-    for key in ("dir", "verify"):  # the files may have moved
+    for key in ("dir", "verify", "stream", "workers", "measured_on"):  # the files may have moved, or memory been found
         kept["data"].pop(key, None)
     if kept["method"]["name"] in METHODS:
         parameters = inspect.signature(method(kept["method"]["name"])[1]).parameters

@@ -128,6 +128,16 @@ def test_moved_files_and_a_missing_younger_argument_are_no_difference() -> None:
     require_own(plan)
 
 
+def test_how_a_folder_was_read_is_no_difference(photos: Path) -> None:
+    plan = planned(TEXT.replace("fgsm", f"fgsm --data folder:{photos} --size 8"))
+    path = make_run(plan.jobs[0], BOTH)
+    call = json.loads((path / "run.json").read_text())
+    assert call["data"]["stream"] == "auto"  # which a training resolves by the memory it finds
+    edit(path, data={**call["data"], "stream": "on", "measured_on": 2048})
+
+    require_own(plan)
+
+
 def test_a_fine_tuning_of_another_run_is_refused() -> None:
     plan = planned("seeds: [1]\nattack: clean\nrows: {a: fgsm, b: {base: a, finetune: bn}}\n")
     job = plan.of("b")[0]
