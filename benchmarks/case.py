@@ -104,12 +104,13 @@ class Growth(NamedTuple):
 
 @dataclass(frozen=True)
 class Setup:
-    """What every workload is told: images per batch, device, seed, and whether to use the papers' sizes."""
+    """What every workload is told: images per batch, device, seed, whether to use the papers' sizes, and to compile."""
 
     batch_size: int
     device: torch.device
     seed: int
     full: bool
+    compile: bool = False
 
 
 class Workload(NamedTuple):

@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # With several threads the processor time counts the waiting ones too; of a GPU's work it counts nothing.
     steady = device.type == "cpu" and options.threads == 1
     clock: Clock = options.clock or ("cpu" if steady else "wall")
-    setup = Setup(options.batch_size, device, options.seed, options.full)
+    setup = Setup(options.batch_size, device, options.seed, options.full, options.compile)
     content = {
         "command": shlex.join(["python", "-m", "benchmarks", *words]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--list", action="store_true", help="say what there is, and stop")
     add("--rounds", type=int, default=9, help="rounds after the warm-up (%(default)s)")
     add("--batch-size", type=int, default=64, help="images per batch (%(default)s)")
+    add("--compile", action="store_true", help="training steps also with compiled forwards; compiling takes minutes")
     add("--full", action="store_true", help="the papers' widths instead of a quarter of them")
     add("--device", default="cpu", help="%(default)s, or cuda")
     add("--threads", type=int, default=1, help="of torch (%(default)s: the steadiest on a shared machine)")

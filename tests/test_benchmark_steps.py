@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,3 +230,12 @@ def test_steps_of_the_same_number_draw_the_same_noise():
     first, second, again, _ = seen
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
+
+
+def test_compiled_steps_are_timed_beside_the_others(small, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    assert cli.main(["lap", "--rounds", "1", "--batch-size", "6", "--compile"]) == 0
+    shown = capsys.readouterr().out
+    assert f"single precision, {steps.COMPILED}: " in shown
+    assert "| reference / ours, compiled | " in shown
+    assert f"double precision, {steps.COMPILED}" not in shown

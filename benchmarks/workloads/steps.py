@@ -29,12 +29,13 @@ from benchmarks.references.steps import MOMENTUM, Make, Step
 from gambeson import methods
 from gambeson.core.streams import Streams
 from gambeson.core.types import Batch, Rng
+from gambeson.engine.precision import CompiledForward
 from gambeson.engine.step import robust_step
 from gambeson.methods.recipe import Recipe
 from gambeson.models import create
 from gambeson.parts.state import Parts
 
-OURS, CONTIGUOUS, FORWARD = "gambeson", "gambeson, contiguous", "forward"
+OURS, COMPILED, CONTIGUOUS, FORWARD = "gambeson", "gambeson, compiled", "gambeson, contiguous", "forward"
 REFERENCE, IDLE = "reference", "reference with idle passes"
 LR = 0.01
 GUARDED = 16  # images of the comparison in double precision, in which a step takes many times as long
@@ -127,15 +128,18 @@ def cases(name: str, setup: Setup) -> Iterator[Case]:
         yield _case(name, f"preact-resnet18 of width {width}", pair, net, x, setup)
 
 
-def ours(recipe: Recipe) -> Make:
-    """Steps of a recipe, prepared and made as the trainer does."""
+def ours(recipe: Recipe, *, compiled: bool = False) -> Make:
+    """Steps of a recipe, prepared and made as the trainer does; `compiled` as with `gambeson train --compile`."""
 
     def make(model: nn.Module, optimizer: SGD) -> Step:
         parts = Parts(part.build(model) for part in recipe.parts)
 
+        net: list[nn.Module] = []
+
         def step(batch: Batch, rng: Rng) -> Tensor:
+            net[:] = net or [CompiledForward(model, len(batch.y)) if compiled else model]
             model.train()
-            return robust_step(model, batch, recipe, parts, optimizer, rng, epoch=0).loss
+            return robust_step(net[0], batch, recipe, parts, optimizer, rng, epoch=0).loss
 
         return step
 
@@ -160,6 +164,8 @@ def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Se
         CONTIGUOUS: (ours(pair.recipe), False),
         REFERENCE: (pair.reference, False),
     }
+    if setup.compile:
+        sides[COMPILED] = (ours(pair.recipe, compiled=True), None)
     if pair.idle is not None:
         sides[IDLE] = (pair.idle, False)
 
@@ -177,7 +183,8 @@ def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Se
             return model(images)
 
     def guard() -> list[Check]:
-        checks = _compared(started(x[:GUARDED].double()))
+        eager = {name: one for name, one in started(x[:GUARDED].double()).items() if name != COMPILED}
+        checks = _compared(eager)
         losses = {variant: [train(), train()][-1] for variant, train in trainings.items()}
         for variant, loss in losses.items():
             if variant != REFERENCE:
@@ -187,6 +194,8 @@ def _case(name: str, what: str, pair: Pair, net: nn.Module, x: Tensor, setup: Se
 
     goal = pair.goal if setup.device.type == "cpu" and len(x) >= 64 else None
     ratios = [Ratio("reference / ours", REFERENCE, OURS, goal)]
+    if COMPILED in trainings:
+        ratios.append(Ratio("reference / ours, compiled", REFERENCE, COMPILED, goal))
     ratios.append(Ratio("reference / ours, contiguous", REFERENCE, CONTIGUOUS))
     if IDLE in trainings:
         ratios.append(Ratio(f"{IDLE} / ours", IDLE, OURS))
