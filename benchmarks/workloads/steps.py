@@ -133,6 +133,8 @@ def ours(recipe: Recipe, *, compiled: bool = False) -> Make:
 
     def make(model: nn.Module, optimizer: SGD) -> Step:
         parts = Parts(part.build(model) for part in recipe.parts)
+        for group in optimizer.param_groups:
+            group["foreach"] = True  # as in the trainer
 
         net: list[nn.Module] = []
 
