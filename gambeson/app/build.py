@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from gambeson.app.states import sentence, unfinished
-from gambeson.core.errors import CheckpointError, GambesonWarning, InputError, RunError
+from gambeson.core.errors import CheckpointError, DataError, GambesonWarning, InputError, RunError
 from gambeson.core.layout import preferred_layout
 from gambeson.core.threat import Threat, create_threat
 from gambeson.core.types import Task
-from gambeson.data import Facts, Splits, hold_out, load
+from gambeson.data import Examples, Facts, Splits, hold_out, load
 from gambeson.data.stored import StoredImages
+from gambeson.data.streaming import chunks
 from gambeson.engine.checkpoint import load_checkpoint, load_weights, section
 from gambeson.engine.run import Run
 from gambeson.engine.settings import Settings
@@ -124,6 +125,7 @@ def splits(call: dict[str, Any], root: str | None = None) -> Splits:
         stream=data.get("stream", "off"),
         workers=data.get("workers"),
     )
+    _require_same_files(data, found)
     if data["train_size"] is None:
         return found
     if not 1 <= data["train_size"] <= len(found.train):
@@ -141,12 +143,41 @@ def splits(call: dict[str, Any], root: str | None = None) -> Splits:
     return replace(found, train=found.train.subset(kept))
 
 
-def settle_stream(call: dict[str, Any], data: Splits) -> None:
-    """Write into a call how its folder is read, which `auto` has left to the memory of this machine.
+def _require_same_files(data: dict[str, Any], found: Splits) -> None:
+    """Refuse a folder that has changed: its splits would be others, and images of training would be tested.
+
+    Raises:
+        DataError: Files have come or gone since the run was made. Files that were replaced are not noticed.
+    """
+    known = data.get("files")
+    if known is None or found.facts.files is None or list(known) == list(found.facts.files):
+        return
+    raise DataError(
+        f"{data['name']} has changed since the run was made: {found.facts.files[0]:,} images, then {known[0]:,}, or"
+        " other names; the splits would be others, and images that it was trained on would be tested",
+        hint="bring the files back, or evaluate on images of their own: `gambeson evaluate RUN --data folder:OTHER`",
+    )
+
+
+def require_decodable(*splits: Examples) -> None:
+    """Decode all images of some splits once: a damaged one is found before a training, not after it.
+
+    Raises:
+        DataError: One cannot be decoded; it is named.
+    """
+    for split in splits:
+        for _ in chunks(split.x, 256):
+            pass
+
+
+def settle_folder(call: dict[str, Any], data: Splits) -> None:
+    """Write into a call which files its folder has, and how it is read, which `auto` has left to this machine's memory.
 
     Everything that looks at the run later does the same: of a streamed folder, mean and standard deviation are
     measured on some of the images.
     """
+    if data.facts.files is not None:
+        call["data"]["files"] = list(data.facts.files)
     if "stream" not in call["data"]:
         return
     call["data"]["stream"] = "on" if isinstance(data.train.x, StoredImages) else "off"

@@ -66,8 +66,15 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
         if isinstance(part, BudgetState):
             out.print(_budget_line(part), soft_wrap=True)
     out.print(f"run directory: {escape(str(run.path))}", soft_wrap=True)
+    if settings.compile:
+        out.print("compiling: the first step takes minutes; small models and short trainings are faster without")
     if len(data.val) == 0:
         out.print("no validation split: the last weights are kept, nothing is selected")
+
+
+def checking(count: int) -> None:
+    """Say that the images of the other splits are looked at first."""
+    err.print(f"{count:,} images of validation and test are decoded once, so that a damaged one is found now")
 
 
 def chosen(settings: Mapping[str, Any]) -> None:
@@ -203,7 +210,12 @@ def stage(name: str, found: Stage) -> None:
 
 
 def _say_precision(ensembles: Mapping[str, Mapping[str, Any]]) -> None:
-    """Name the ensembles that searched in less than the model's precision."""
+    """Name the ensembles that searched on a folded copy, or in less than the model's precision."""
+    folded = [name for name, found in ensembles.items() if found.get("folded")]
+    if folded:
+        count = ensembles[folded[0]]["folded"]
+        said = f"searched on a copy with {count} BatchNorms folded into convolutions; the model confirmed every fall"
+        out.print(f"{', '.join(folded)} {said}", style="dim", soft_wrap=True)
     reduced = [name for name, found in ensembles.items() if found.get("search_dtype")]
     if reduced:
         names, one = ", ".join(reduced), ensembles[reduced[0]]

@@ -27,19 +27,24 @@ def markdown(found: Found) -> str:
     """The tables for a document: mean ± standard deviation [interval] (smallest to largest seed), in percent."""
     columns = found["columns"]
     lines = [
-        f"| row | seeds | {' | '.join(columns)} | collapsed | seconds |",
+        f"| row | seeds | {' | '.join(f'{name}, %' for name in columns)} | collapsed | seconds |",
         f"|---|---|{'---|' * len(columns)}---|---|",
     ]
     for row in found["rows"]:
-        cells = [f"{_cell(one)} ({100 * one['min']:.1f} to {100 * one['max']:.1f})" for one in row["accuracy"].values()]
+        several = len(row["seeds"]) > 1
+        cells = [f"{_cell(one)}{_range(one) if several else ''}" for one in row["accuracy"].values()]
         lines.append(f"| {' | '.join([row['label'], str(len(row['seeds'])), *cells, *_last(row)])} |")
     if found["pairs"]:
-        lines += ["", f"| difference | seeds | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+        lines += [
+            "",
+            f"| difference | seeds | {' | '.join(f'{name}, points' for name in columns)} |",
+            f"|---|---|{'---|' * len(columns)}",
+        ]
     for pair in found["pairs"]:
         cells = [_points(one) for one in pair["difference"].values()]
         first = f"{pair['a']} - {pair['b']}"
         lines.append(f"| {' | '.join([first, str(len(pair['seeds'])), *cells])} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _legend(found, "; (..): smallest and largest seed")])
 
 
 def comma_separated(found: Found) -> str:
@@ -75,11 +80,7 @@ def tables(found: Found) -> None:
             cells = [escape(_points(one)) for one in pair["difference"].values()]
             table.add_row(escape(f"{pair['a']} - {pair['b']}"), str(len(pair["seeds"])), *cells)
         print_table(table)
-    if any(len(row["seeds"]) > 1 for row in found["rows"]):
-        note = f"±: standard deviation over seeds; [..]: {INTERVALS[found['interval']]}"
-    else:
-        note = "one seed: nothing is known of the spread over seeds"
-    show.out.print(f"{note}; accuracies of the last weights on the test set", style="dim", markup=False, soft_wrap=True)
+    show.out.print(_legend(found), style="dim", markup=False, soft_wrap=True)
     following(found)
 
 
@@ -105,6 +106,19 @@ def states(found: Found, queue: Mapping[str, str]) -> None:
         said = [queue.get(f"{job['label']} seed {job['seed']}", "-")] if queue else []
         table.add_row(escape(job["label"]), str(job["seed"]), escape(job["state"]), *said)
     print_table(table)
+
+
+def _legend(found: Found, more: str = "") -> str:
+    """What the signs in the cells mean."""
+    if any(len(row["seeds"]) > 1 for row in found["rows"]):
+        note = f"±: standard deviation over seeds; [..]: {INTERVALS[found['interval']]}{more}"
+    else:
+        note = "one seed: nothing is known of the spread over seeds"
+    return f"{note}; accuracies of the last weights on the test set, seconds of training"
+
+
+def _range(one: Found) -> str:
+    return f" ({100 * one['min']:.1f} to {100 * one['max']:.1f})"
 
 
 def _cell(one: Found) -> str:

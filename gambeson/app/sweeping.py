@@ -207,7 +207,7 @@ def _print(plan: Plan, options: SweepOptions, outcome: Outcome | None = None) ->
     if outcome is not None and outcome.failed:
         print(f"{len(outcome.failed)} of {len(plan.jobs)} runs failed:", file=sys.stderr)
         for one, why in outcome.failed.items():
-            print(f"  {one.name}: {why} ({one.log})", file=sys.stderr)
+            print(f"  {one.name}: {why}{f' ({one.log})' if one.log.is_file() else ''}", file=sys.stderr)
     return 0
 
 
@@ -235,5 +235,7 @@ def _stopped(plan: Plan, outcome: Outcome, args: Sequence[str]) -> int:
         file=sys.stderr,
     )
     for job in outcome.stopped:
+        if not (job.path / "run.json").is_file():  # it had not begun to train
+            continue
         print(f"  {job.name}: gambeson resume {shlex.quote(str(job.path))}", file=sys.stderr)
     return 128 + signum

@@ -63,6 +63,7 @@ def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
     """Make the run and train, alone or as one of several processes, of which the first makes it."""
     from gambeson.app import build, show
     from gambeson.core.processes import agreed, rank_and_world, wait_for_all
+    from gambeson.data.stored import StoredImages
     from gambeson.engine.run import Run
 
     options, values = asked.options, asked.values
@@ -75,14 +76,20 @@ def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
     if options.tensorboard:
         show.tensorboard_writer()
     data = build.splits(call)
-    build.settle_stream(call, data)
+    build.settle_folder(call, data)
     if asked.arguments["eps"] is None:
         asked.arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)
     kept = {"tensorboard": options.tensorboard, "report": options.report}
     record = {"command": ["gambeson", "train", *args], **kept, **call}
     wait_for_all()  # whoever refuses has done so
-    if rank_and_world()[0]:
+    first = rank_and_world()[0] == 0
+    if first and isinstance(data.test.x, StoredImages):
+        looked_at = data.val, data.test.head(options.test_size)
+        show.checking(sum(map(len, looked_at)))
+        build.require_decodable(*looked_at)
+    wait_for_all()
+    if not first:
         run = Run(folder, record)
     else:
         run = Run.create(folder, record)

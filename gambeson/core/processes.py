@@ -160,7 +160,7 @@ def _peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         rank, world = rank_and_world()
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].rpartition("] ")[2][:80] if str(error) else type(error).__name__
         raise ProcessError(
             f"process {rank} of {world} lost the others: one of them has ended, or cannot be reached ({reason})",
             hint="its own message says why; a training goes on from its last checkpoint with `gambeson resume RUN`",

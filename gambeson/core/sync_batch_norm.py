@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gambeson.core.processes import rank_and_world
+from gambeson.core.processes import rank_and_world, total
 
 
 def share_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
@@ -25,6 +26,23 @@ def share_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
         if isinstance(module, _BatchNorm) and not isinstance(module, SharedBatchNorm):
             model.set_submodule(name, SharedBatchNorm.of(module))
     return model
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes; the gradient of every process's part is the sum of all their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return total(part)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _summed(grad)
+
+
+def _summed(part: Tensor) -> Tensor:
+    found: Tensor = _Total.apply(part)
+    return found
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -54,11 +72,11 @@ class SharedBatchNorm(_BatchNorm):
             return super().forward(input)
         dims, shape = [0, *range(2, input.ndim)], (1, -1, *[1] * (input.ndim - 2))
         here = input.new_full((1,), input.numel() // input.shape[1])
-        sums = all_reduce(torch.cat([input.sum(dims), here]))
+        sums = _summed(torch.cat([input.sum(dims), here]))
         n = sums[-1].detach()
         mean = sums[:-1] / n
         away = input - mean.view(shape)
-        var = all_reduce(away.square().sum(dims)) / n
+        var = _summed(away.square().sum(dims)) / n
         self._follow(mean.detach(), var.detach() * n / (n - 1))
         y = away * (var + self.eps).rsqrt().view(shape)
         return y * self.weight.view(shape) + self.bias.view(shape) if self.affine else y

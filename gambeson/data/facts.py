@@ -32,6 +32,7 @@ class Facts:
         pad: Zero padding of the random crop, pixels; 0 for no crop.
         flip: Whether a mirrored image keeps its label, so that training may flip.
         measured_on: Training images by which mean and std were measured, where those are not all of them.
+        files: Of a folder, how many images there are, and a digest of their names: splits follow from both.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Facts:
     pad: int
     flip: bool
     measured_on: int | None = None
+    files: tuple[int, str] | None = None
 
     @property
     def task(self) -> Task:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -78,7 +81,8 @@ def read_folder(path: Path, *, size: int = 64, stream: Stream = "off", workers: 
         rest, held = hold_out(train, TEST_FRACTION, len(names), seed=0, class_names=names)
         train, test = train.subset(rest), train.subset(held)
     val = None if val_folder is None else read[val_folder]
-    return Pool(train, test, val, measured_facts(f"folder:{path}", names, train.x, flip=True))
+    facts = measured_facts(f"folder:{path}", names, train.x, flip=True)
+    return Pool(train, test, val, replace(facts, files=_digest(path, listings.values())))
 
 
 def _class_names(base: Path) -> list[str]:
@@ -122,6 +126,17 @@ def _list(base: Path, names: Sequence[str]) -> _Listing:
     y = np.repeat(np.arange(len(names)), [len(files[label]) for label in names])
     order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(0)).numpy()
     return _Listing(base, [flat[i] for i in order], y[order])
+
+
+def _digest(path: Path, listings: Iterable[_Listing]) -> tuple[int, str]:
+    """How many files there are, and 16 hexadecimal digits of their names below `path`."""
+    found, count = hashlib.blake2b(digest_size=8), 0
+    for listing in listings:
+        found.update(f"{listing.where.relative_to(path)}\n".encode())
+        for name in listing.names:
+            found.update(os.fsencode(f"{name}\n"))
+        count += len(listing.names)
+    return count, found.hexdigest()
 
 
 def _is_streamed(path: Path, stream: Stream, count: int, size: int) -> bool:

@@ -157,3 +157,36 @@ def test_no_process_outlives_a_training(which: signal.Signals, group: bool, code
     if group:
         assert f"stopped by {which.name}" in err
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("how", ["on", "off"])
+def test_a_folder_that_has_changed_is_not_split_anew(how: str, cli: Cli, mine: Path) -> None:
+    """Else images of training would come into the test split."""
+    assert cli("train", "fgsm", *DATA, *QUICK, "--run", "r", "--stream", how).code == 0
+    kept = json.loads(Path("r/run.json").read_text())["data"]["files"]
+    assert kept[0] == 30
+    assert cli("evaluate", "r", "--attack", "clean").code == 0
+    file = next(path for path in mine.rglob("*.png"))
+    content = file.read_bytes()
+    file.unlink()
+    for command in (("evaluate", "r"), ("resume", "r"), ("finetune", "rift", "r", "--run", "t")):
+        assert_error(cli(*command), 1, "folder:mine has changed since the run was made: 29 images, then 30")
+    file.with_name("another.png").write_bytes(content)  # as many images, but others
+    assert_error(cli("evaluate", "r"), 1, "folder:mine has changed since the run was made")
+    assert cli("evaluate", "r", *DATA, "--attack", "clean").code == 0  # said by hand
+    file.with_name("another.png").rename(file)
+    assert cli("evaluate", "r", "--attack", "clean").code == 0
+
+
+def test_a_damaged_test_image_is_found_before_the_training(cli: Cli, mine: Path) -> None:
+    test = read_folder(Path("mine"), size=8, stream="on", workers=0).test.x
+    assert isinstance(test, StoredImages)
+    name = test.names[int(test.rows[-1])]
+    Path("mine", name).write_bytes(b"no image")
+    result = cli("train", "fgsm", *DATA, *QUICK, "--run", "r", "--stream", "on", "--workers", "0")
+    assert result.code == 1
+    assert f"gambeson: mine/{name} cannot be decoded" in result.err
+    assert not Path("r").exists()
+    result = cli("train", "fgsm", *DATA, *QUICK, "--run", "r", "--stream", "on", "--workers", "0", "--test-size", "2")
+    assert result.code == 0, result.err  # it is not looked at
+    assert "validation and test are decoded once" in result.err

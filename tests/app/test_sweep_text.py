@@ -47,13 +47,16 @@ FOUND: dict[str, Any] = {
 
 def test_markdown_has_spread_interval_and_range() -> None:
     assert sweep_text.markdown(FOUND).splitlines() == [
-        "| row | seeds | clean | collapsed | seconds |",
+        "| row | seeds | clean, % | collapsed | seconds |",
         "|---|---|---|---|---|",
         "| V FGSM | 2 | 85.0 ± 7.1 [20.0, 95.0] (80.0 to 90.0) | 1 of 2 | 5 |",
         "",
-        "| difference | seeds | clean |",
+        "| difference | seeds | clean, points |",
         "|---|---|---|",
         "| b - a | 2 | -1.0 [-3.5, +1.5] |",
+        "",
+        "±: standard deviation over seeds; [..]: Student's 95 % interval of the mean over seeds; (..): smallest and"
+        " largest seed; accuracies of the last weights on the test set, seconds of training",
     ]
 
 
@@ -61,7 +64,10 @@ def test_one_seed_and_no_sentinel_leave_out_what_they_do_not_have() -> None:
     row = {**FOUND["rows"][0], "seeds": [0], "accuracy": {"clean": accuracy(0.85, None, None, None)}, "collapsed": None}
 
     assert sweep_text.markdown({**FOUND, "rows": [row], "pairs": []}).splitlines()[2:] == [
-        "| V FGSM | 1 | 85.0 (80.0 to 90.0) | - | 5 |"
+        "| V FGSM | 1 | 85.0 | - | 5 |",
+        "",
+        "one seed: nothing is known of the spread over seeds; accuracies of the last weights on the test set, seconds"
+        " of training",
     ]
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 import zoo
 from torch import Generator, Tensor, nn
+from torch.distributed.run import get_args_parser
 
 from gambeson.core.processes import rank_and_world, shard
 from gambeson.core.sync_batch_norm import share_batch_norms
@@ -329,3 +330,13 @@ def test_other_commands_work_in_one_process(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main([name, "list"]) == 2
     assert f"gambeson {name} works in one process, and torchrun has started 2" in capsys.readouterr().err
+
+
+def test_torchrun_leaves_the_options_to_gambeson() -> None:
+    """`--run` is the beginning of options of torchrun: the README's `--` keeps them apart."""
+    parser = get_args_parser()
+    words = ["train", "n-lap", "--run", "r", "--epochs", "1"]
+    found = parser.parse_args(["--nproc-per-node", "2", "-m", "--", "gambeson", *words])
+    assert (found.module, found.training_script) == (True, "gambeson")
+    assert found.training_script_args == words
+    assert "torchrun --nproc-per-node 4 -m -- gambeson train" in (Path(__file__).parents[2] / "README.md").read_text()
