@@ -7,22 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
 
 from gambeson.core.errors import ProcessError
 from gambeson.core.modes import batch_norms
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
 
 def rank_and_world() -> tuple[int, int]:
     """The number of this process and how many there are, where a process group has been initialised; else `(0, 1)`."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
 
 
@@ -56,7 +57,7 @@ def summed(tensors: Sequence[Tensor], share: float | None = 1.0) -> list[Tensor]
         return list(tensors)
     flat = torch.cat([_dense(t).reshape(-1) for t in tensors])
     with _peers():
-        dist.all_reduce(flat)
+        torch.distributed.all_reduce(flat)
     found = []
     for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True):
         new = torch.empty_like(t)
@@ -93,7 +94,7 @@ def total(count: Tensor) -> Tensor:
         return count
     found = count.clone()
     with _peers():
-        dist.all_reduce(found)
+        torch.distributed.all_reduce(found)
     return found
 
 
@@ -107,7 +108,7 @@ def agreed(value: T) -> T:
         return value
     values: list[Any] = [value]
     with _peers():
-        dist.broadcast_object_list(values)
+        torch.distributed.broadcast_object_list(values)
     return cast("T", values[0])
 
 
@@ -117,7 +118,7 @@ def gathered(rows: Tensor) -> Tensor:
         return rows
     parts: list[Any] = [None] * rank_and_world()[1]
     with _peers():
-        dist.all_gather_object(parts, rows.cpu())
+        torch.distributed.all_gather_object(parts, rows.cpu())
     return torch.cat(parts).to(rows.device)
 
 
@@ -127,7 +128,7 @@ def max_of(value: int) -> int:
         return value
     found = torch.tensor(value)
     with _peers():
-        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
     return int(found)
 
 

@@ -52,7 +52,10 @@ class Feed:
             if self._batches is None or number != self._next:
                 self._begin(number)
             assert self._batches is not None
-            found = next(self._batches)
+            try:
+                found = next(self._batches)
+            except (EOFError, OSError) as error:  # it gave its batch and died before the memory was taken over
+                raise RuntimeError("DataLoader worker ended while its batch was handed over") from error
             if isinstance(found, DataError):
                 raise found
             self._next = number + 1

@@ -48,7 +48,7 @@ def by_hand(net: nn.Module, x: Tensor, label: int, starts: list[Tensor], threat:
 @pytest.mark.parametrize("threat", [Linf(0.01), L2(0.07)], ids=["Linf", "L2"])
 def test_every_image_goes_its_way(curved_net: Net, labelled: Labelled, threat: Threat) -> None:
     net = curved_net()
-    x, y, index, _ = labelled(net, 24)
+    x, y, index, *_ = labelled(net, 24)
     jobs = Jobs(x, y, net(x).detach(), index, torch.zeros_like(index))
     found: dict[int, Tensor] = {}
 

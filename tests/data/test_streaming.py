@@ -124,6 +124,21 @@ def test_a_worker_that_dies_is_an_error_with_advice(photos: Path) -> None:
     assert not processes()
 
 
+@pytest.mark.parametrize("fault", [EOFError(), ConnectionRefusedError("111")])
+def test_a_worker_that_dies_in_the_middle_of_a_batch_is_the_same_error(
+    photos: Path, fault: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: object) -> None:
+        raise fault
+
+    feed = Feed(lazy(photos, 1), four)
+    feed.batch(0)
+    monkeypatch.setattr(type(feed._batches), "_next_data", broken)
+    with pytest.raises(DataError, match="a process that decodes images has died"):
+        feed.batch(1)
+    assert not processes()
+
+
 def test_signals_to_the_whole_group_do_not_end_workers(photos: Path) -> None:
     x = lazy(photos, 2)
     feed = Feed(x, four)

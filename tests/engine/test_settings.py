@@ -44,9 +44,10 @@ def test_there_are_at_most_as_many_snapshots_as_epochs(count: int) -> None:
 
 def test_records_say_all_settings_but_later_ones_that_are_not_used() -> None:
     plain = Settings(milestones=(0.2, 0.4)).to_dict()
-    assert set(plain) == {field.name for field in fields(Settings)} - {"snapshots"}
+    assert set(plain) == {field.name for field in fields(Settings)} - {"snapshots", "sync_bn", "compile"}
     assert plain["milestones"] == [0.2, 0.4]
     assert Settings(epochs=3, snapshots=1).to_dict() == {**Settings(epochs=3).to_dict(), "snapshots": 1}
+    assert Settings(sync_bn=True, compile=True).to_dict() == {**Settings().to_dict(), "sync_bn": True, "compile": True}
 
 
 def test_an_unknown_schedule_is_refused() -> None:

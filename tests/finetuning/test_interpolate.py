@@ -225,7 +225,7 @@ def test_the_rule_needs_its_start_and_a_tolerance():
 
 def test_every_point_is_what_its_model_does(tiny_net, tiny_batch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(40)
+    x, y, *_ = tiny_batch(40)
     found = walk(
         model, a, b, x, y, THREAT, num_classes=3, alphas=(0, 0.4, 1), attack=PGD(steps=3), batch_size=16, seed=5
     )
@@ -246,7 +246,7 @@ def test_every_point_is_what_its_model_does(tiny_net, tiny_batch):
 
 def test_the_starts_are_the_same_at_every_alpha(tiny_batch):
     model, a = sensitive()
-    x, y, _, _ = tiny_batch(60)
+    x, y, *_ = tiny_batch(60)
     found = walk(model, a, a, x, y, Linf(0.5), num_classes=3, alphas=(0, 0.25, 0.5), attack=NOISE)
     other = walk(model, a, a, x, y, Linf(0.5), num_classes=3, alphas=(0,), attack=NOISE, seed=1)
     assert len({one.robust.value for one in found.points}) == 1
@@ -255,7 +255,7 @@ def test_the_starts_are_the_same_at_every_alpha(tiny_batch):
 
 def test_of_several_runs_the_lowest_counts(tiny_batch):
     model, a = sensitive()
-    x, y, _, _ = tiny_batch(200)
+    x, y, *_ = tiny_batch(200)
     found = walk(model, a, a, x, y, Linf(0.5), num_classes=3, alphas=(0,), attack=NOISE, runs=4)
     (only,) = found.points
     assert len(set(only.runs)) > 1
@@ -264,7 +264,7 @@ def test_of_several_runs_the_lowest_counts(tiny_batch):
 
 def test_the_model_comes_back_and_may_be_one_end_itself(tiny_net, tiny_batch, snapshot):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(300)
+    x, y, *_ = tiny_batch(300)
     before = snapshot(model)
     alphas = (0, 0.3, 0.5, 0.6, 1)  # the weights at one alpha must not be the start of the next
     live = walk(model, model.state_dict(), b, x, y, THREAT, num_classes=3, alphas=alphas, attack=PGD(steps=1))
@@ -289,7 +289,7 @@ def test_reestimated_statistics_are_means_over_batches_and_weights_stay(tiny_net
 
 def test_statistics_are_reestimated_between_the_ends_only(tiny_net, tiny_batch, monkeypatch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(20)
+    x, y, *_ = tiny_batch(20)
     calls = []
     monkeypatch.setattr(
         "gambeson.finetuning.interpolate.reestimate_statistics", lambda *args, **kwargs: calls.append(args[1])
@@ -301,7 +301,7 @@ def test_statistics_are_reestimated_between_the_ends_only(tiny_net, tiny_batch, 
 
 def test_a_walk_goes_by_its_entries_beyond_the_ends_and_says_what_it_has_done(tiny_net, tiny_batch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(20)
+    x, y, *_ = tiny_batch(20)
     seen: list[int] = []
     found = walk(
         model,
@@ -329,7 +329,7 @@ def test_a_walk_goes_by_its_entries_beyond_the_ends_and_says_what_it_has_done(ti
 
 def test_without_an_attack_it_is_pgd_10_with_quarter_steps(tiny_batch):
     model, a = sensitive()
-    x, y, _, _ = tiny_batch(60)
+    x, y, *_ = tiny_batch(60)
     settings = {"num_classes": 3, "alphas": (0.0,)}
     found = walk(model, a, a, x, y, Linf(0.02), **settings)
     assert found == walk(model, a, a, x, y, Linf(0.02), attack=PGD(steps=10, rel_step_size=0.25), **settings)
@@ -347,7 +347,7 @@ def test_uint8_images_are_those_in_the_unit_interval(tiny_net, tiny_examples):
 def test_the_model_comes_back_after_an_error_too(tiny_net, tiny_batch, snapshot):
     model, a, b = pair(tiny_net)
     model.train()
-    x, y, _, _ = tiny_batch(8)
+    x, y, *_ = tiny_batch(8)
     before = snapshot(model)
     calls: list[int] = []
 
@@ -378,7 +378,7 @@ def test_reestimation_is_seeded_and_moves_nothing_global(tiny_batch, tiny_net):
 
 def test_between_the_ends_the_model_has_the_statistics_of_the_images(tiny_net, tiny_batch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(200)
+    x, y, *_ = tiny_batch(200)
     images = tiny_batch(64, seed=3).x
     settings = {"num_classes": 3, "alphas": (0.0, 0.5, 1.0), "attack": PGD(steps=1), "batch_size": 32}
     found = walk(model, a, b, x, y, THREAT, statistics_from=images, **settings)
@@ -395,7 +395,7 @@ def test_between_the_ends_the_model_has_the_statistics_of_the_images(tiny_net, t
 
 def test_a_line_is_json_and_knows_its_points(tiny_net, tiny_batch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(4)
+    x, y, *_ = tiny_batch(4)
     found = walk(model, a, b, x, y, THREAT, num_classes=3, alphas=(0, 1), attack=PGD(steps=1))
     content = json.loads(json.dumps(found.to_dict()))
     assert (content["chosen"], content["tolerance"], len(content["points"])) == (found.chosen, 0.001, 2)
@@ -405,7 +405,7 @@ def test_a_line_is_json_and_knows_its_points(tiny_net, tiny_batch):
 
 def test_what_a_walk_refuses(tiny_net, tiny_batch):
     model, a, b = pair(tiny_net)
-    x, y, _, _ = tiny_batch(4)
+    x, y, *_ = tiny_batch(4)
     with pytest.raises(InputError, match="needs 0"):
         walk(model, a, b, x, y, THREAT, num_classes=3, alphas=(0.5, 1))
     with pytest.raises(InputError, match="no examples"):
