@@ -1,30 +1,22 @@
 """What stands beside the times: best rate, operations, memory and growth; and the document made of records."""
 
-import importlib
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench import load
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[1]
-if "benchmarks" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("benchmarks", ROOT / "benchmarks" / "__init__.py")
-    assert SPEC is not None
-    assert SPEC.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["benchmarks"])
-case = importlib.import_module("benchmarks.case")
-cli = importlib.import_module("benchmarks.cli")
-costs = importlib.import_module("benchmarks.costs")
-document = importlib.import_module("benchmarks.document")
-pairs = importlib.import_module("benchmarks.pairs")
-report = importlib.import_module("benchmarks.report")
-roofline = importlib.import_module("benchmarks.roofline")
+case = load("benchmarks.case")
+cli = load("benchmarks.cli")
+costs = load("benchmarks.costs")
+document = load("benchmarks.document")
+pairs = load("benchmarks.pairs")
+report = load("benchmarks.report")
+roofline = load("benchmarks.roofline")
 
 Bound, Case, Check, Cost, Ratio = case.Bound, case.Case, case.Check, costs.Cost, case.Ratio
 CPU = torch.device("cpu")

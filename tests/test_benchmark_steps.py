@@ -1,35 +1,24 @@
 """The workloads of training steps: the guards pass, and fail for other procedures. No test depends on a speed."""
 
 import copy
-import importlib
-import importlib.util
 import json
 import math
-import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from bench import load
 from torch import nn
 
 from gambeson.engine import step as engine_step
 
-if "benchmarks" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location(
-        "benchmarks", Path(__file__).parents[1] / "benchmarks" / "__init__.py"
-    )
-    assert SPEC is not None
-    assert SPEC.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["benchmarks"])
-case = importlib.import_module("benchmarks.case")
-cli = importlib.import_module("benchmarks.cli")
-operations = importlib.import_module("benchmarks.operations")
-single = importlib.import_module("benchmarks.references.steps")
-multi = importlib.import_module("benchmarks.references.multi_steps")
-steps = importlib.import_module("benchmarks.workloads.steps")
+case = load("benchmarks.case")
+cli = load("benchmarks.cli")
+operations = load("benchmarks.operations")
+single = load("benchmarks.references.steps")
+multi = load("benchmarks.references.multi_steps")
+steps = load("benchmarks.workloads.steps")
 
 ALL = [(name, number) for name, pairs in steps.PAIRS.items() for number in range(len(pairs))]
 

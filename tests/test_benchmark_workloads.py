@@ -1,27 +1,18 @@
 """The workloads of loading, corruptions and growth: what they compare and refuse. No test depends on a speed."""
 
-import importlib
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bench import load
 from PIL import Image
 
-if "benchmarks" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("benchmarks", Path(__file__).parents[1] / "benchmarks/__init__.py")
-    assert SPEC is not None
-    assert SPEC.loader is not None
-    sys.modules["benchmarks"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["benchmarks"])
-cli = importlib.import_module("benchmarks.cli")
-roofline = importlib.import_module("benchmarks.roofline")
-corruptions = importlib.import_module("benchmarks.workloads.corruptions")
-data = importlib.import_module("benchmarks.workloads.data")
-growth = importlib.import_module("benchmarks.workloads.growth")
+cli = load("benchmarks.cli")
+roofline = load("benchmarks.roofline")
+corruptions = load("benchmarks.workloads.corruptions")
+data = load("benchmarks.workloads.data")
+growth = load("benchmarks.workloads.growth")
 
 
 @pytest.fixture

@@ -3,29 +3,22 @@
 import importlib
 import importlib.util
 import json
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
+from bench import load
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-SPEC = importlib.util.spec_from_file_location("benchmarks", FOLDER / "__init__.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-sys.modules["benchmarks"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(sys.modules["benchmarks"])
-case = importlib.import_module("benchmarks.case")
-cli = importlib.import_module("benchmarks.cli")
-pairs = importlib.import_module("benchmarks.pairs")
-report = importlib.import_module("benchmarks.report")
-reference = importlib.import_module("benchmarks.references.part_masks")
-part_masks = importlib.import_module("benchmarks.workloads.part_masks")
-mrc = importlib.import_module("benchmarks.workloads.mrc")
-pgd = importlib.import_module("benchmarks.workloads.pgd")
-against = importlib.import_module("benchmarks.autoattack")
-roofline = importlib.import_module("benchmarks.roofline")
+case = load("benchmarks.case")
+cli = load("benchmarks.cli")
+pairs = load("benchmarks.pairs")
+report = load("benchmarks.report")
+reference = load("benchmarks.references.part_masks")
+part_masks = load("benchmarks.workloads.part_masks")
+mrc = load("benchmarks.workloads.mrc")
+pgd = load("benchmarks.workloads.pgd")
+against = load("benchmarks.autoattack")
+roofline = load("benchmarks.roofline")
 
 Bound, Case, Check, Ratio = case.Bound, case.Case, case.Check, case.Ratio
 

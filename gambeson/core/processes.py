@@ -116,10 +116,22 @@ def gathered(rows: Tensor) -> Tensor:
     """The rows of all processes one after the other, `(sum of N_r, ...)`, in every process; on the device of `rows`."""
     if rank_and_world()[1] == 1:
         return rows
-    parts: list[Any] = [None] * rank_and_world()[1]
+    return torch.cat(of_all(rows.cpu())).to(rows.device)
+
+
+def of_all(value: T) -> list[T]:
+    """What every process has, in the order of their ranks.
+
+    Args:
+        value: Anything that can be pickled; tensors on the CPU.
+    """
+    world = rank_and_world()[1]
+    if world == 1:
+        return [value]
+    values: list[Any] = [None] * world
     with _peers():
-        torch.distributed.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts).to(rows.device)
+        torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def max_of(value: int) -> int:

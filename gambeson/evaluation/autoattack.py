@@ -14,7 +14,7 @@ from gambeson.attacks.search import Jobs, Search, hunt
 from gambeson.core.errors import InputError
 from gambeson.core.modes import batch_norm
 from gambeson.core.parameters import like_of
-from gambeson.core.processes import rank_and_world
+from gambeson.core.processes import of_all, rank_and_world
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
@@ -314,10 +314,8 @@ def _identity(
 
 def _gather(stage: Stage, number: int, fell_to: Tensor, x_adv: Tensor) -> Stage:
     """Take over what the other processes found; the stage of all, with the seconds of the slowest."""
-    world = torch.distributed.get_world_size()
     fell = (fell_to == number).nonzero().squeeze(1)
-    shards: list[Any] = [None] * world
-    torch.distributed.all_gather_object(shards, (stage, fell, x_adv[fell]))
+    shards = of_all((stage, fell, x_adv[fell]))
     for _, index, images in shards:
         fell_to[index], x_adv[index] = number, images
     parts = [part for part, *_ in shards]
