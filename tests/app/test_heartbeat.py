@@ -5,28 +5,59 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.progress import Progress
 
 from app.helpers import Cli
-from gambeson.app import heartbeat, show
+from gambeson.app import heartbeat, measuring, show
 
 Finished = Callable[[str], Path]
+Beats = Callable[[], None]
 WORDS = ("evaluate", "r", "--attack", "autoattack", "--test-size", "12", "--device", "cpu")
 LINE = re.compile(
     r"autoattack (apgd-ce|apgd-t|fab-t|square): step [\d,]+, through with \d+ of \d+ images, \d+ fell, after "
 )
 
 
+@pytest.fixture
+def beat(monkeypatch: pytest.MonkeyPatch) -> Beats:
+    """Lines are said every hundredth of a second; a function that returns when what is so now has been said."""
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
+    asked = threading.Semaphore(0)
+    reached = show.reached
+
+    def counted(bar: Progress) -> str | None:
+        asked.release()
+        return reached(bar)
+
+    def wait() -> None:
+        while asked.acquire(blocking=False):
+            pass
+        for _ in range(3):  # one may be under way, the next says what is so now, and at the third it has been said
+            assert asked.acquire(timeout=60), "no line for a minute"
+
+    monkeypatch.setattr(show, "reached", counted)
+    return wait
+
+
 def test_a_long_evaluation_says_how_far_every_stage_is(
-    cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch, beat: Beats
 ) -> None:
     finished("r")
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+    pace = measuring.attack_pace
+
+    def slow(*words: Any) -> None:
+        pace(*words)
+        beat()
+
+    monkeypatch.setattr(measuring, "attack_pace", slow)
     result = cli(*WORDS)
 
     assert result.code == 0
@@ -49,14 +80,11 @@ def test_json_is_quiet(cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyP
     assert json.loads(result.out)["n"] == 12
 
 
-def test_an_attack_without_stages_counts_images(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+def test_an_attack_without_stages_counts_images(capsys: pytest.CaptureFixture[str], beat: Beats) -> None:
     with show.progress() as bar:
         task = bar.add_task("evaluating", total=2000)
         bar.advance(task, 1234)
-        time.sleep(0.2)
+        beat()
         bar.advance(task, 766)
     out, err = capsys.readouterr()
 
@@ -64,13 +92,12 @@ def test_an_attack_without_stages_counts_images(
     assert err.startswith("evaluating: 1,234 of 2,000, after 0 s\n")
 
 
-def test_a_task_of_unknown_length_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(heartbeat, "SECONDS", 0.02)
+def test_a_task_of_unknown_length_is_named(capsys: pytest.CaptureFixture[str], beat: Beats) -> None:
     with show.progress() as bar:
-        time.sleep(0.1)  # no task yet: nothing to say
+        beat()  # no task yet: nothing to say
         assert capsys.readouterr().err == ""
         bar.add_task("examining", total=None)
-        time.sleep(0.2)
+        beat()
 
     assert capsys.readouterr().err.startswith("examining, after ")
 
@@ -90,12 +117,15 @@ def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatc
 def test_a_reader_that_has_gone_stops_the_lines_and_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.01)
     calls = []
+    called = threading.Event()
 
     def broken(line: str) -> None:
         calls.append(line)
+        called.set()
         raise BrokenPipeError
 
     with heartbeat.heartbeat(broken, lambda: "working"):
-        time.sleep(0.2)
+        assert called.wait(60)
+        time.sleep(0.1)
 
     assert len(calls) == 1

@@ -77,12 +77,16 @@ def test_off_a_terminal_a_line_comes_now_and_then(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(heartbeat, "SECONDS", 0.05)
+    said = ""
 
     with board(plan) as shown:
         shown.begin(Outcome(), list(plan.jobs[1:]), [process(plan.jobs[0])])
-        time.sleep(0.3)
+        until = time.monotonic() + 60
+        while not said and time.monotonic() < until:
+            time.sleep(0.05)
+            said = capsys.readouterr().err
 
-    assert "4 runs: 0 done, 1 running, 3 waiting; [a] seed 0: starting" in capsys.readouterr().err
+    assert "4 runs: 0 done, 1 running, 3 waiting; [a] seed 0: starting" in said
 
 
 def test_on_a_terminal_the_lines_are_replaced_once_a_second(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

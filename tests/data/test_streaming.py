@@ -29,7 +29,7 @@ def four(number: int) -> torch.Tensor:
 
 def processes() -> list[int]:
     """The worker processes that are there after a moment to end."""
-    for _ in range(100):
+    for _ in range(600):
         found = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         if not found:
             break
