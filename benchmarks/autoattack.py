@@ -23,17 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cli import settle_allocator
-from benchmarks.pairs import Spread, spread
-from benchmarks.report import machine, quartiles
+from benchmarks.report import machine
+from benchmarks.verdicts import SIDES, STAGES, summary, text
 from gambeson.app import build
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
 from gambeson.engine.run import write_json
-from gambeson.evaluation import autoattack, wilson
-from gambeson.evaluation.ensembles import create_ensemble
-
-STAGES = tuple(search.name for search in create_ensemble("standard"))
-"""The attacks of the version `standard`, in the order of both."""
+from gambeson.evaluation import autoattack
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def theirs(
     return standing, meter.stages
 
 
-SIDES: dict[str, Callable[..., tuple[Tensor, list[Stage]]]] = {"gambeson": ours, "pyautoattack": theirs}
+RUNNERS: dict[str, Callable[..., tuple[Tensor, list[Stage]]]] = dict(zip(SIDES, (ours, theirs), strict=True))
 
 
 def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]], keep: Callable[[], None]) -> None:
@@ -160,7 +156,7 @@ def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]]
         with torch.no_grad():
             clean = int((counted(images).argmax(1) == labels).sum())
         part: dict[str, Any] = {"n": len(labels), "clean": clean, "standing": {}, "stages": {}}
-        for name, side in list(SIDES.items())[:: -1 if number % 2 else 1]:
+        for name, side in list(RUNNERS.items())[:: -1 if number % 2 else 1]:
             flags, found = side(counted, images, labels, threat, options)
             part["standing"][name] = flags.tolist()
             part["stages"][name] = [asdict(stage) for stage in found]
@@ -185,63 +181,6 @@ def described(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "seed": options.seed,
         "fold": options.fold,
     }
-
-
-def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """The accuracies of all parts together."""
-    parts = found["parts"]
-    n = sum(part["n"] for part in parts)
-    flags = {side: [flag for part in parts for flag in part["standing"][side]] for side in SIDES}
-    return {
-        "n": n,
-        "clean": vars(wilson(sum(part["clean"] for part in parts), n)),
-        "robust": {side: vars(wilson(sum(row), n)) for side, row in flags.items()},
-        "differing": sum(a != b for a, b in zip(*flags.values(), strict=True)),
-    }
-
-
-def total(found: dict[str, Any], side: str, key: str, stages: Sequence[str] = STAGES) -> list[float]:
-    """A number of some attacks together, part by part."""
-    return [sum(stage[key] for stage in part["stages"][side] if stage["attack"] in stages) for part in found["parts"]]
-
-
-def ratios(found: dict[str, Any], clock: str) -> dict[str, Spread]:
-    """The release's time over ours, part by part; and our preview's over our whole."""
-    own, other = total(found, "gambeson", clock), total(found, "pyautoattack", clock)
-    few = total(found, "gambeson", clock, STAGES[:2])
-    return {
-        "pyautoattack / gambeson": spread([b / a for a, b in zip(own, other, strict=True)]),
-        "preview / whole": spread([a / b for a, b in zip(few, own, strict=True)]),
-    }
-
-
-def text(found: dict[str, Any], clock: str) -> str:
-    """The table of a run, in Markdown."""
-    whole = summary(found)
-    n = whole["n"]
-    lines = [
-        f"## {found['run']} ({found['method']}), {found['data']}, {found['norm']} eps {found['eps']:.4g}, n = {n}",
-        "",
-        f"clean accuracy {100 * whole['clean']['value']:.1f} %; verdicts differ for {whole['differing']} of {n} images",
-        "",
-        "| after | accuracy, %: ours | release | seconds: ours | release | forwards: ours | release"
-        " | backwards: ours | release |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for attack in (*STAGES, "all"):
-        chosen = STAGES if attack == "all" else (attack,)
-        last = STAGES[-1] if attack == "all" else attack
-        row = [attack]
-        for key, form in (("left", "{:.1f}"), (clock, "{:.0f}"), ("forwards", "{:,.0f}"), ("backwards", "{:,.0f}")):
-            for side in SIDES:
-                value = sum(total(found, side, key, (last,) if key == "left" else chosen))
-                row.append(form.format(100 * value / n if key == "left" else value))
-        lines.append(f"| {' | '.join(row)} |")
-    lines.append("")
-    for name, value in ratios(found, clock).items():
-        ends = f"{value.min:.2f} to {value.max:.2f}"
-        lines.append(f"{name}, part by part: {quartiles(value, 2)}, {ends}  ")
-    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

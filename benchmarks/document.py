@@ -1,7 +1,8 @@
 """Tables of a document from records: `python -m benchmarks document docs/performance/*.json`.
 
 Between the markers `<!-- record: NAME -->` and `<!-- end of NAME -->` stands what the record `NAME.json` says; all
-other text is written by hand and stays as it is.
+other text is written by hand and stays as it is. Records of `benchmarks.autoattack` are written in the same way:
+`python -m benchmarks document docs/results/autoattack.json --into docs/results.md`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import CLOCKS, roof, tables
+from benchmarks import verdicts
+from benchmarks.report import CLOCKS, roof, tables, where
 from benchmarks.roofline import described, read_rates
 
 DOCUMENT = Path("docs/performance.md")
@@ -66,15 +68,14 @@ def document(text: str, records: dict[str, dict[str, Any]]) -> str:
 
 def section(content: dict[str, Any]) -> str:
     """One record in Markdown: where and how it was measured, then the tables of its cases."""
-    where, clock = content["machine"], content["clock"]
-    packages = ", ".join(f"{name} {where['versions'][name]}" for name in ("torch", "numpy", "python"))
-    settings = "".join(f", `{key}={value}`" for key, value in sorted(where["environment"].items()))
+    if "runs" in content:
+        return verdicts.section(content)
+    clock = content["clock"]
     before, after = (_load(content[key]) for key in ("load_before", "load_after"))
     blocks = [
-        f"`{content['command']}`, {content['date'][:10]}, {content['rounds']} rounds: {where['processor']},"
-        f" {where['cores']} cores, {where['instructions']}, device {where['device']}, torch threads {where['threads']}"
-        f"{settings}; {packages}. Load average before and after: {before} and {after}. Best rates in this run, GFLOP/s"
-        f" by {CLOCKS[clock]}: {described(read_rates(content), clock)}."
+        f"`{content['command']}`, {content['date'][:10]}, {content['rounds']} rounds: {where(content['machine'])}."
+        f" Load average before and after: {before} and {after}. Best rates in this run, GFLOP/s by {CLOCKS[clock]}:"
+        f" {described(read_rates(content), clock)}."
     ]
     for case in content["cases"]:
         passed, count = sum(check["passed"] for check in case["checks"]), len(case["checks"])

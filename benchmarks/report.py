@@ -87,6 +87,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def where(found: dict[str, Any]) -> str:
+    """A machine in one line of a document."""
+    packages = ", ".join(f"{name} {found['versions'][name]}" for name in ("torch", "numpy", "python"))
+    settings = "".join(f", `{key}={value}`" for key, value in sorted(found["environment"].items()))
+    return (
+        f"{found['processor']}, {found['cores']} cores, {found['instructions']}, device {found['device']},"
+        f" torch threads {found['threads']}{settings}; {packages}"
+    )
+
+
 def quartiles(values: Spread, digits: int) -> str:
     """Median, and the quartiles in parentheses."""
     return f"{values.median:.{digits}f} ({values.lower:.{digits}f} to {values.upper:.{digits}f})"

@@ -17,7 +17,7 @@ reference = load("benchmarks.references.part_masks")
 part_masks = load("benchmarks.workloads.part_masks")
 mrc = load("benchmarks.workloads.mrc")
 pgd = load("benchmarks.workloads.pgd")
-against = load("benchmarks.autoattack")
+against, verdicts = load("benchmarks.autoattack"), load("benchmarks.verdicts")
 roofline = load("benchmarks.roofline")
 
 Bound, Case, Check, Ratio = case.Bound, case.Case, case.Check, case.Ratio
@@ -206,7 +206,7 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
 
         return attack
 
-    monkeypatch.setattr(against, "SIDES", {"gambeson": side("gambeson", 0), "pyautoattack": side("pyautoattack", 5)})
+    monkeypatch.setattr(against, "RUNNERS", {"gambeson": side("gambeson", 0), "pyautoattack": side("pyautoattack", 5)})
     file = tmp_path / "out.json"
     words = [str(run), "--test-size", "30", "--part", "10", "--batch-size", "10", "--json", str(file)]
     code = against.main(words)
@@ -223,11 +223,18 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
     assert found["differing"] == lost > 0
     assert code == 1  # more than 2 of 500 apart
     assert [len(part["stages"]["gambeson"]) for part in found["parts"]] == [4, 4, 4]
-    assert against.total(found, "gambeson", "forwards") == [50, 50, 50]  # with the clean forward
-    assert against.total(found, "gambeson", "backwards") == [40, 40, 40]
+    assert verdicts.total(found, "gambeson", "forwards") == [50, 50, 50]  # with the clean forward
+    assert verdicts.total(found, "gambeson", "backwards") == [40, 40, 40]
     assert f"| all | {100 * found['robust']['gambeson']['value']:.1f} |" in shown
     assert "150 | 150 | 120 | 120 |" in shown
     assert "pyautoattack / gambeson, part by part: " in shown
+    into = tmp_path / "d.md"
+    into.write_text("before\n<!-- record: out -->\nold\n<!-- end of out -->\nafter\n")
+    assert cli.main(["document", str(file), "--into", str(into)]) == 0
+    written = into.read_text()
+    assert f"\n\n{shown.strip()}\n\n<!-- end of out -->\nafter" in written
+    assert "Seconds are process CPU time." in written
+    assert f"verdicts differ for {lost} of 30 images; parts: 3; BatchNorm folded in ours." in written
 
 
 def test_autoattack_agrees_with_its_release(run, capsys):
