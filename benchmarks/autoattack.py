@@ -4,12 +4,14 @@
 
 Needs the release as the package `pyautoattack` (`pip install --no-deps pyautoattack`). Every run's test images are
 taken in parts; ours and the release's turn, which goes first alternates, and a ratio of times is taken part by part.
+The release is given the model as torch makes it, in contiguous memory; with `--same-layout` as ours loads it.
 The file holds every part as soon as it is through, and the same command goes on from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -150,6 +152,8 @@ def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]]
     test, threat = build.splits(run.call).test.head(options.test_size), build.recipe(run.call).threat
     x, y = to_unit(test.x), test.y.to(torch.int64)
     counted = Counted(model).eval()
+    released = model if options.same_layout else copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    models = {"gambeson": counted, "pyautoattack": Counted(released).eval()}
     for number, (images, labels) in enumerate(zip(x.split(options.part), y.split(options.part), strict=True)):
         if number < len(parts):
             continue
@@ -157,7 +161,7 @@ def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]]
             clean = int((counted(images).argmax(1) == labels).sum())
         part: dict[str, Any] = {"n": len(labels), "clean": clean, "standing": {}, "stages": {}}
         for name, side in list(RUNNERS.items())[:: -1 if number % 2 else 1]:
-            flags, found = side(counted, images, labels, threat, options)
+            flags, found = side(models[name], images, labels, threat, options)
             part["standing"][name] = flags.tolist()
             part["stages"][name] = [asdict(stage) for stage in found]
             print(f"  part {number + 1}, {name}: {int(flags.sum())} of {len(labels)} stand", file=sys.stderr)
@@ -180,6 +184,7 @@ def described(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "seed": options.seed,
         "fold": options.fold,
+        "same_layout": options.same_layout,
     }
 
 
@@ -195,6 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--threads", type=int, default=1, help="of torch (%(default)s)")
     add("--seed", type=int, default=0, help="of both (%(default)s)")
     add("--no-fold", dest="fold", action="store_false", help="ours searches on the model itself")
+    add("--same-layout", action="store_true", help="the release searches on the model as ours loads it")
     add("--json", type=Path, metavar="FILE", help="write everything")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)

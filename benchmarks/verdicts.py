@@ -48,13 +48,15 @@ def ratios(found: dict[str, Any], clock: str) -> dict[str, Spread]:
 def text(found: dict[str, Any], clock: str) -> str:
     """The heading and the table of a run, in Markdown."""
     whole = summary(found)
+    norms = "BatchNorm folded" if found["fold"] else "BatchNorm not folded"
+    layout = "both in the same memory layout" if found["same_layout"] else "the release's model contiguous"
     n, clean = whole["n"], whole["clean"]
     interval = f"{100 * clean['low']:.1f} to {100 * clean['high']:.1f}"
     lines = [
         f"### {found['run']} ({found['method']}), {found['data']}, {found['norm']} eps {found['eps']:.4g}, n = {n}",
         "",
         f"Clean accuracy {100 * clean['value']:.1f} % ({interval}); verdicts differ for {whole['differing']} of {n}"
-        f" images; parts: {len(found['parts'])}; BatchNorm {'folded' if found['fold'] else 'not folded'} in ours.",
+        f" images; parts: {len(found['parts'])}; {norms} in our search; {layout}.",
         "",
         "| after | accuracy, %: ours | release | seconds: ours | release | forwards: ours | release"
         " | backwards: ours | release |",

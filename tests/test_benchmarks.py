@@ -234,7 +234,8 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
     written = into.read_text()
     assert f"\n\n{shown.strip()}\n\n<!-- end of out -->\nafter" in written
     assert "Seconds are process CPU time." in written
-    assert f"verdicts differ for {lost} of 30 images; parts: 3; BatchNorm folded in ours." in written
+    assert f"verdicts differ for {lost} of 30 images; parts: 3; BatchNorm folded in our search; " in written
+    assert "; the release's model contiguous." in written
 
 
 def test_autoattack_agrees_with_its_release(run, capsys):

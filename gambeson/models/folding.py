@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from gambeson.core.layout import preferred_layout
 from gambeson.core.modes import batch_norm
 
 TOLERANCE = 1e-3
@@ -24,7 +25,7 @@ def folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
         BN(W * x + c) = (s W) * x + s (c - m) + b
 
     A graph of the model (`torch.fx`) tells which convolutions only a BatchNorm follows; the copy runs the model's own
-    forward, not the graph.
+    forward, not the graph. Its weights lie in the memory as is fastest (`preferred_layout`), however the model's do.
 
     Args:
         model: Any model. It is not changed.
@@ -43,6 +44,7 @@ def folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, int]:
                 both: Any = other.get_submodule(conv), other.get_submodule(norm)
                 other.set_submodule(conv, fuse_conv_bn_eval(*both))
                 other.set_submodule(norm, nn.Identity())
+            other = other.to(memory_format=preferred_layout(other, images.device))  # type: ignore[call-overload]
             found = other(images)
         except Exception:  # copying and tracing run the model's own Python, which may raise anything
             return model, 0

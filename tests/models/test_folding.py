@@ -57,6 +57,19 @@ def test_the_same_function_and_gradient(name: str, count: int, images: Tensor) -
     assert not net.training
 
 
+def test_the_copy_lies_as_is_fastest_and_the_model_stays(images: Tensor) -> None:
+    net = settled(create("resnet18", DIGITS, seed=0, width=16).double(), images)
+    other, _ = folded(net, images)
+    weights = [[m.weight for m in model.modules() if isinstance(m, nn.Conv2d)] for model in (net, other)]
+    assert all(w.is_contiguous() for w in weights[0])
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights[1])
+    assert not all(w.is_contiguous() for w in weights[1])
+    thin = settled(create("resnet18", DIGITS, seed=0, width=4).double(), images)  # unsafe: strided 1x1 of 4 channels
+    other, found = folded(thin, images)
+    assert found == 20
+    assert all(m.weight.is_contiguous() for m in other.modules() if isinstance(m, nn.Conv2d))
+
+
 class Net(nn.Module):
     """A convolution, a BatchNorm, and a way to use them."""
 
