@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cli import settle_allocator
 from benchmarks.report import machine
 from benchmarks.verdicts import SIDES, STAGES, summary, text
 from gambeson.app import build
+from gambeson.core.allocator import keep_memory
 from gambeson.core.threat import Threat
 from gambeson.data.loader import to_unit
 from gambeson.engine.run import write_json
@@ -204,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write everything")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    settle_allocator()
+    keep_memory()
     clock, cpu = "cpu" if options.threads == 1 else "wall", torch.device("cpu")
     there = json.loads(options.json.read_text())["runs"] if options.json and options.json.is_file() else []
     records: list[dict[str, Any]] = []

@@ -18,6 +18,7 @@ from benchmarks.pairs import Clock
 from benchmarks.report import CLOCKS, head, machine, record, roof, text
 from benchmarks.roofline import measure_rates
 from benchmarks.workloads import WORKLOADS
+from gambeson.core.allocator import keep_memory
 from gambeson.engine.run import write_json
 
 DESCRIPTION = (
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
     torch.set_num_threads(options.threads)
-    settle_allocator()
+    keep_memory()
     device = torch.device(options.device)
     # With several threads the processor time counts the waiting ones too; of a GPU's work it counts nothing.
     steady = device.type == "cpu" and options.threads == 1
@@ -77,16 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         write_json(options.json, content)
     return 0 if complete else 1
-
-
-def settle_allocator() -> None:
-    """Let glibc keep memory, as it does in a process that has freed a large tensor before.
-
-    Until then it gives every tensor of some megabytes back to the kernel, which takes a third of the time of a forward,
-    and the cases that come first would look slower than the same ones later. The largest block that it learns from
-    has 32 MB.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _parser() -> argparse.ArgumentParser:
