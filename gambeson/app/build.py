@@ -170,12 +170,14 @@ def require_decodable(*splits: Examples) -> None:
             pass
 
 
-def settle_folder(call: dict[str, Any], data: Splits) -> None:
-    """Write into a call which files its folder has, and how it is read, which `auto` has left to this machine's memory.
+def settle_data(call: dict[str, Any], data: Splits) -> None:
+    """Write into a call how many images its splits have, and of a folder which files it has and how it is read, which
+    `auto` has left to this machine's memory.
 
     Everything that looks at the run later does the same: of a streamed folder, mean and standard deviation are
     measured on some of the images.
     """
+    call["data"]["sizes"] = data.sizes
     if data.facts.files is not None:
         call["data"]["files"] = list(data.facts.files)
     if "stream" not in call["data"]:

@@ -68,7 +68,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
     """
     tables = [flat(_settings(run.call)) for run in runs]
     keys = list(dict.fromkeys(key for one in tables for key in one))
-    settings = {key: [one.get(key) for one in tables] for key in keys}
+    known = [key for key in keys if not key.startswith("data.sizes.") or all(key in one for one in tables)]
+    settings = {key: [one.get(key) for one in tables] for key in known}  # older records lack the sizes of the splits
     main = [main_checkpoint(run) for run in runs]
     measured = [_outcomes(run) for run in runs]
     outcomes = measured

@@ -149,7 +149,7 @@ def _training(call: dict[str, Any]) -> dict[str, Any]:
         key: call.get(key) for key in ("method", "data", "model", "ema", "settings", "attack", "test_size", "threads")
     }
     kept = json.loads(json.dumps(kept))
-    for key in ("dir", "verify", "stream", "workers", "measured_on", "files"):  # known from the data only
+    for key in ("dir", "verify", "stream", "workers", "measured_on", "files", "sizes"):  # known from the data only
         kept["data"].pop(key, None)
     if kept["method"]["name"] in METHODS:
         parameters = inspect.signature(method(kept["method"]["name"])[1]).parameters

@@ -76,7 +76,7 @@ def _train(args: list[str], asked: Asked, device: str) -> tuple[Run, int]:
     if options.tensorboard:
         show.tensorboard_writer()
     data = build.splits(call)
-    build.settle_folder(call, data)
+    build.settle_data(call, data)
     if asked.arguments["eps"] is None:
         asked.arguments["eps"] = data.facts.eps
     trainer = build.trainer(call, data, where)

@@ -172,6 +172,7 @@ def _start(how: str, args: list[str]) -> int:
         data = None
     else:
         data = _require_possible(call, base, options, where)
+        call["data"] = {**call["data"], "sizes": data.sizes}  # the base's record may be older, or of an import
         run = Run.create(folder, {"command": ["gambeson", "finetune", how, *args], **call})
     return go_on(run, options.data_dir, str(where), data)
 
@@ -332,9 +333,10 @@ def _split_of(base: Run) -> str | None:
 
 
 def comparable(call: dict[str, Any]) -> dict[str, Any]:
-    """What two fine-tunings must agree in to be the same one."""
+    """What two fine-tunings must agree in to be the same one; older records lack the sizes of the splits."""
     keys = ("method", "data", "model", "settings", "finetune", "attack", "test_size", "threads")
-    return {key: call.get(key) for key in keys}
+    kept = {key: call.get(key) for key in keys}
+    return {**kept, "data": {key: value for key, value in call["data"].items() if key != "sizes"}}
 
 
 def _settings() -> set[str]:

@@ -90,6 +90,11 @@ class Splits:
     test: Examples
     facts: Facts
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of images of every split."""
+        return {"train": len(self.train), "val": len(self.val), "test": len(self.test)}
+
 
 class Pool(NamedTuple):
     """What a reader returns, before the validation set is held out.

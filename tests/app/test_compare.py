@@ -94,6 +94,18 @@ def test_only_differing_settings_are_shown(finished: Finished, cli: Cli) -> None
     assert result.out.count(" not significant ") == 4
 
 
+def test_sizes_of_splits_are_compared_where_all_runs_say_them(finished: Finished) -> None:
+    for name, sizes in (("one", {"train": 200}), ("two", {"train": 100}), ("older", None)):
+        file = finished(name) / "run.json"
+        call = json.loads(file.read_text())
+        del call["data"]["sizes"]
+        call["data"] |= {} if sizes is None else {"sizes": sizes}
+        file.write_text(json.dumps(call))
+
+    assert compare([Run.open(Path(name)) for name in ("one", "two")])["settings"] == {"data.sizes.train": [200, 100]}
+    assert compare([Run.open(Path(name)) for name in ("one", "older")])["settings"] == {}
+
+
 def test_a_difference_is_tested_on_the_same_examples(finished: Finished, cli: Cli) -> None:
     """12 examples right in the second only: p = 2 * 2^-12."""
     one, two = finished("one"), finished("two")

@@ -155,6 +155,19 @@ def test_a_page_says_what_was_measured_and_nothing_else(finished: Finished, cli:
     assert len(run_data["sections"]["examples"]["images"]) == 8
 
 
+def test_the_sizes_of_the_splits_are_said_where_they_are_recorded(finished: Finished, cli: Cli) -> None:
+    file = finished("run") / "run.json"
+    page, data = written(cli, "run", "--examples", "0")
+    assert "digits, 200 train, 70 val, 397 test images, Linf eps 0.2" in page.text
+    assert data["runs"][0]["sections"]["run"]["data"]["sizes"] == {"train": 200, "val": 70, "test": 397}
+
+    call = json.loads(file.read_text())
+    del call["data"]["sizes"]
+    file.write_text(json.dumps(call))
+    page, _ = written(cli, "run", "--examples", "0")
+    assert "digits, 200 training images, Linf eps 0.2" in page.text
+
+
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_topic_has_a_section_where_it_has_a_record(topic: str, finished: Finished, cli: Cli) -> None:
     run = finished("run")

@@ -256,6 +256,20 @@ def test_a_run_that_was_moved_goes_on(cli: Cli, reference: Reference) -> None:
     assert_same(Path("elsewhere"), reference(*words))
 
 
+def test_a_run_from_before_the_sizes_were_recorded_goes_on(cli: Cli, reference: Reference) -> None:
+    words = (*METHODS["n-lap"], *SHORT)
+    with killed_at(13):
+        cli("train", *words, "--run", "r")
+    file = Path("r/run.json")
+    record = json.loads(file.read_text())
+    del record["data"]["sizes"]
+    file.write_text(json.dumps(record))
+
+    assert cli("resume", "r").code == 0
+    assert json.loads(file.read_text()) == record
+    assert_same(Path("r"), reference(*words))
+
+
 # refusals
 
 

@@ -46,6 +46,9 @@ def test_a_streamed_run_is_the_other_to_the_bit_and_its_record_says_so(cli: Cli,
     kept = [json.loads(Path(run, "run.json").read_text())["data"] for run in ("memory", "streamed")]
     assert [(data["stream"], data["workers"]) for data in kept] == [("off", None), ("on", 2)]
     assert "measured_on" not in kept[1]
+    assert kept[0]["sizes"] == kept[1]["sizes"]
+    assert sum(kept[1]["sizes"].values()) == 30
+    assert min(kept[1]["sizes"].values()) > 0
 
     for command in (("evaluate", "streamed"), ("evaluate", "memory", *DATA), ("doctor", "streamed")):
         assert cli(*command, "--device", "cpu").code in (0, 1), command

@@ -133,7 +133,7 @@ def test_how_a_folder_was_read_is_no_difference(photos: Path) -> None:
     path = make_run(plan.jobs[0], BOTH)
     call = json.loads((path / "run.json").read_text())
     assert call["data"]["stream"] == "auto"  # which a training resolves by the memory it finds
-    edit(path, data={**call["data"], "stream": "on", "measured_on": 2048})
+    edit(path, data={**call["data"], "stream": "on", "measured_on": 2048, "sizes": {"train": 20, "val": 5, "test": 5}})
 
     require_own(plan)
 

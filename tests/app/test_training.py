@@ -55,6 +55,7 @@ def test_the_record_of_a_run(trained: Path) -> None:
     assert call["method"]["args"]["eps"] == 0.2
     assert list(call["method"]["args"])[:2] == ["eps", "beta"]
     assert call["data"]["train_size"] == 200
+    assert call["data"]["sizes"] == {"train": 200, "val": 70, "test": 397}
     assert set(call["versions"]) >= {"gambeson", "torch", "numpy", "python"}
     assert call["selection"] == {"split": "val", "by": "val/pgd10_acc"}
 

@@ -170,6 +170,17 @@ def test_selection_on_test_is_stamped_and_a_run_is_not_another_one(base: Path, c
     assert_error(cli(*words), 1, "another run", "finetune.select is 'test' there, 'val' here")
 
 
+def test_the_sizes_of_the_splits_are_recorded_though_the_base_lacks_them(base: Path, cli: Cli, here: Path) -> None:
+    data = json.loads((base / "run.json").read_text())["data"]
+    sizes = data.pop("sizes")
+    run = changed_call(base, here / "older", data=data)
+    words = ("finetune", "rift", run, *SHORT, "--module", "last", "--run", "tuned")
+    assert cli(*words).code == 0
+    assert json.loads(Path("tuned/run.json").read_text())["data"]["sizes"] == sizes
+    assert sizes == {"train": 1330, "val": 70, "test": 397}
+    assert cli(*words).code == 0  # the same command goes on with it
+
+
 def test_a_base_that_has_changed_is_refused(base: Path, cli: Cli, here: Path) -> None:
     run = changed_call(base, here / "moving")
     assert cli("finetune", "rift", run, *SHORT, "--module", "last", "--run", "tuned").code == 0

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from gambeson.core.errors import DataError, InputError
-from gambeson.data.splits import Examples, hold_out, labelled
+from gambeson.data import FACTS
+from gambeson.data.splits import Examples, Splits, hold_out, labelled
 
 
 def make(y: torch.Tensor) -> Examples:
@@ -46,6 +47,11 @@ def test_labelled_names_the_first_label_out_of_range() -> None:
         labelled(x, torch.tensor([0, 1]).numpy(), 3, "a.bin")
     with pytest.raises(DataError, match="0 images"):
         labelled(x[:0], torch.tensor([]).long().numpy(), 3, "a.bin")
+
+
+def test_the_sizes_of_splits() -> None:
+    train, val, test = (make(torch.zeros(n, dtype=torch.int64)) for n in (7, 0, 3))
+    assert Splits(train, val, test, FACTS["digits"]).sizes == {"train": 7, "val": 0, "test": 3}
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 1 / 3, 0.5, 0.9])

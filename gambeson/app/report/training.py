@@ -198,6 +198,8 @@ def _collapses(records: Records) -> tuple[Mark, ...]:
 def _data(call: dict[str, Any]) -> str:
     data = call["data"]
     some = f", {data['train_size']:,} training images" if data.get("train_size") else ""
+    if data.get("sizes"):
+        some = ", " + ", ".join(f"{size:,} {split}" for split, size in data["sizes"].items()) + " images"
     if data.get("measured_on"):
         some += f", normalised by {data['measured_on']:,} of the training images"
     args = call["method"].get("args", {})
