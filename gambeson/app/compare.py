@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gambeson.app.build import is_bare, open_run, selected_on
+from gambeson.app.families import Side, distinct
 from gambeson.app.gaps import gaps
 from gambeson.app.states import state, unfinished
 from gambeson.core.errors import CheckpointError, RunError
@@ -61,8 +62,9 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         by; where they differ, `accuracy` has rows `"main pgd-50"` too), `settings` (differing ones, a value per run; of
         a fine-tuning its options and where it started too), `accuracy` (`"best pgd-50"` and so on, an interval or None
         per run), `paired` (one entry per pair and attack that both have on the same examples: counts, the difference of
-        the accuracies with its interval, p, p after Holm's correction over all entries, and whether that is below
-        `alpha`), `alpha`, `correction`, None where there is a single test, `gaps` (why cells are empty or not
+        the accuracies with its interval, p, p after Holm's correction, and whether that is below `alpha`), `alpha`,
+        `tests` (how many different ones the entries are: the family that is corrected for, see
+        `gambeson.app.families`), `correction`, None where there is a single test, `gaps` (why cells are empty or not
         tested, and the commands that help, see `gambeson.app.gaps`), and `unfinished` (per run how far its training is,
         with the step of every checkpoint that was measured; None where it has come to its end).
     """
@@ -77,6 +79,7 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         outcomes = [_with_main(found, name) for found, name in zip(measured, main, strict=True)]
     attacks = list(dict.fromkeys(key for one in outcomes for key in one))
     paired: list[dict[str, Any]] = []
+    sides: list[tuple[Side, Side]] = []
     for key in attacks:
         for a, b in combinations(range(len(runs)), 2):
             if key.startswith("main ") and main[a] == main[b]:
@@ -92,8 +95,12 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
             counts = {"n": len(one["y"]), "only_a": only_a, "only_b": only_b}
             difference = vars(paired_difference(only_a, only_b, len(one["y"])))
             paired.append({"key": key, **names, **counts, "difference": difference, "p": mcnemar(only_a, only_b)})
-    for line, adjusted in zip(paired, holm([line["p"] for line in paired]), strict=True):
-        line |= {"p_holm": adjusted, "significant": adjusted < ALPHA}
+            sides.append(((runs[a], one), (runs[b], two)))
+    same = distinct(sides)
+    family = sorted(set(same))
+    corrected = dict(zip(family, holm([paired[place]["p"] for place in family]), strict=True))
+    for line, place in zip(paired, same, strict=True):
+        line |= {"p_holm": corrected[place], "significant": corrected[place] < ALPHA}
     return {
         "runs": [str(run.path) for run in runs],
         "selection": [selected_on(run.call) for run in runs],
@@ -102,7 +109,8 @@ def compare(runs: Sequence[Run]) -> dict[str, Any]:
         "accuracy": {key: [one[key]["accuracy"] if key in one else None for one in outcomes] for key in attacks},
         "paired": paired,
         "alpha": ALPHA,
-        "correction": "holm" if len(paired) > 1 else None,
+        "tests": len(family),
+        "correction": "holm" if len(family) > 1 else None,
         "gaps": gaps(runs, measured),
         "unfinished": [_open_end(run) for run in runs],
     }

@@ -98,7 +98,9 @@ def _paired(found: Mapping[str, Any]) -> None:
         out.print(f"first: {escape(found['runs'][0])}, second: {escape(found['runs'][1])}", style="dim", soft_wrap=True)
     note = f"p: exact McNemar test; significant: {'p (Holm)' if corrected else 'p'} < {found['alpha']:g}"
     if corrected:
-        note += f", Holm's correction for the {len(lines)} tests of this table"
+        note += f", Holm's correction for the {found['tests']} tests of this table"
+    if found["tests"] < len(lines):
+        note += f" ({len(lines)} lines: of the same weights under two names the test counts once)"
     out.print(
         f"{note}; [..]: Tango's score interval of each difference alone", style="dim", markup=False, soft_wrap=True
     )

@@ -137,6 +137,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_digest(path: Path) -> str:
+    """The SHA-256 of a checkpoint's weights, in hexadecimal: their names, types, shapes and bits, whatever the header.
+
+    Raises:
+        CheckpointError: As `load_checkpoint`.
+    """
+    digest = hashlib.sha256()
+    for name, t in sorted(section(load_checkpoint(path)[0], "model").items()):
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:
     if not metadata or "gambeson" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file, but was not written by gambeson")

@@ -146,10 +146,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values: rejecting those below 0.05 errs at all with a probability of at most 5 %.
 
     Of m p-values in ascending order the i-th, from 0, becomes `max_{j <= i} min(1, (m - j) p_j)`. No assumption about
-    how the tests depend on each other.
+    how the tests depend on each other. The p-values are a family: those of all tests that are read together, each once.
+    A test that is given twice makes m larger, and the others are rejected less often than the level allows.
 
     Args:
-        p_values: One per test, in [0, 1].
+        p_values: One per different test, in [0, 1].
 
     Returns:
         The adjusted ones, in the same order.

@@ -48,6 +48,7 @@ def test_a_run_does_not_differ_from_itself(trained: Path) -> None:
     assert list(found["accuracy"]) == ["best clean", "best fgsm Linf 0.2", "final clean", "final fgsm Linf 0.2"]
     assert [row["p"] for row in found["paired"]] == [1.0] * 4
     assert {row["n"] for row in found["paired"]} == {50}
+    assert found["tests"] == 2  # the last step was the best one: `final` has the weights of `best`
 
 
 def test_what_runs_are_reported_by_stands_side_by_side(finished: Finished, cli: Cli) -> None:
@@ -120,25 +121,25 @@ def test_a_difference_is_tested_on_the_same_examples(finished: Finished, cli: Cl
     assert (pair["only_a"], pair["only_b"], pair["n"]) == (0, 12, 50)
     assert pair["p"] == pytest.approx(2 * 0.5**12)
     assert pair["difference"] == vars(paired_difference(0, 12, 50))
-    assert pair["p_holm"] == pytest.approx(4 * pair["p"])  # the smallest of four
+    assert pair["p_holm"] == pytest.approx(3 * pair["p"])  # the smallest of three; `final clean` is `best clean`
     assert pair["significant"]
     low, high = (f"{100 * pair['difference'][end]:+.1f}" for end in ("low", "high"))
-    assert re.search(rf"best fgsm Linf 0.2 +50 +0 +12 +-24\.0 \[{low}, {high}\] +0\.00049 +0\.002 +significant", out)
+    assert re.search(rf"best fgsm Linf 0.2 +50 +0 +12 +-24\.0 \[{low}, {high}\] +0\.00049 +0\.0015 +significant", out)
 
 
 def test_what_holm_does_not_leave_is_not_significant(finished: Finished) -> None:
-    """7 examples right in the second only: p = 0.0156, and there are four tests."""
+    """6 examples right in the second only: p = 0.03125, and there are three tests."""
     one, two = finished("one"), finished("two")
-    for run, right in ((one, 0), (two, 7)):
+    for run, right in ((one, 0), (two, 6)):
         file, arrays = outcomes(run, "best-test-fgsm-1")
         arrays["fgsm"][:] = False
         arrays["fgsm"][:right] = True
         np.savez(file, **arrays)
     found = compare([Run.open(one), Run.open(two)])
     pair = next(r for r in found["paired"] if r["key"] == "best fgsm Linf 0.2")
-    assert (found["alpha"], found["correction"], len(found["paired"])) == (0.05, "holm", 4)
-    assert pair["p"] == pytest.approx(2 / 2**7)
-    assert pair["p_holm"] == pytest.approx(8 / 2**7)
+    assert (found["alpha"], found["correction"], found["tests"], len(found["paired"])) == (0.05, "holm", 3, 4)
+    assert pair["p"] == pytest.approx(2 / 2**6)
+    assert pair["p_holm"] == pytest.approx(6 / 2**6)
     assert not pair["significant"]
 
 

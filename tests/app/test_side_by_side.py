@@ -19,7 +19,7 @@ def found(*adjusted: float, runs: tuple[str, ...] = ("one", "two")) -> dict[str,
         for k, p in enumerate(adjusted)
     ]
     correction = "holm" if len(adjusted) > 1 else None
-    tested = {"paired": paired, "alpha": 0.05, "correction": correction}
+    tested = {"paired": paired, "alpha": 0.05, "tests": len(paired), "correction": correction}
     return {
         "runs": runs,
         "selection": ["val"] * len(runs),
@@ -50,6 +50,15 @@ def test_several_tests_are_judged_by_what_holm_makes_of_them(capsys: pytest.Capt
     assert re.search(r"best pgd-0 50 3 9 -12\.0 \[-25\.1, \+1\.5\] 0\.02\d* 0\.049 significant", out)
     assert re.search(r"best pgd-1 50 3 9 -12\.0 \[-25\.1, \+1\.5\] 0\.02\d* 0\.051 not significant", out)
     assert "significant: p (Holm) < 0.05, Holm's correction for the 2 tests of this table" in out
+
+
+def test_lines_that_repeat_a_test_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "(3 lines: of the same weights under two names the test counts once)"
+    out = shown({**found(0.04, 0.04, 0.5), "tests": 2}, capsys)
+    assert f"Holm's correction for the 2 tests of this table {said}" in out
+    out = shown({**found(0.06, 0.06), "tests": 1, "correction": None}, capsys)
+    assert f"significant: p < 0.05 {said.replace('3', '2')}" in out
+    assert "lines" not in shown(found(0.04, 0.04), capsys)
 
 
 def test_of_more_than_two_runs_every_line_names_its_two(capsys: pytest.CaptureFixture[str]) -> None:

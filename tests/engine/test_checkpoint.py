@@ -20,6 +20,7 @@ from gambeson.engine.checkpoint import (
     read_header,
     save_checkpoint,
     section,
+    weights_digest,
 )
 
 Net = Callable[..., nn.Sequential]
@@ -40,6 +41,24 @@ HEADER = {"step": 7, "elapsed": 0.1 + 0.2, "name": "n-lap é", "best": None, "li
 
 def bits(t: Tensor) -> bytes:
     return bytes(t.detach().contiguous().reshape(-1).view(torch.uint8).tolist()) if t.numel() else b""
+
+
+def test_the_digest_is_of_the_weights_alone(tmp_path: Path) -> None:
+    def digest(header: dict[str, object], **changes: Tensor) -> str:
+        weights = {f"model/{name}": t for name, t in {**TENSORS, **changes}.items()}
+        save_checkpoint(tmp_path / "a.safetensors", {**weights, "optimizer/x": torch.rand(2)}, header)
+        return weights_digest(tmp_path / "a.safetensors")
+
+    usual = digest(HEADER)
+    assert digest({"step": 8}) == usual
+    for changed in (
+        {"half": TENSORS["half"] + 1},
+        {"half": TENSORS["half"].half()},
+        {"bytes": TENSORS["bytes"][None]},
+        {"one_more": torch.zeros(0)},
+        {"float": TENSORS["float"].abs()},
+    ):
+        assert digest(HEADER, **changed) != usual
 
 
 def test_everything_comes_back_to_the_bit(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def against(runs: Sequence[Records]) -> list[Section]:
         rows = [row for row in rows if row not in main]
     blocks.append(Table("Accuracies by checkpoint" if main else "Accuracies", head, rows, folded=bool(main)))
     if found["paired"]:
-        corrected = " after Holm's correction over all tests here" if found["correction"] else ""
+        corrected = f" after Holm's correction for the {found['tests']} tests here" if found["correction"] else ""
         blocks.append(
             Words(
                 f"Stars: the difference to the first run on the same images is significant (McNemar's exact test, p <"
