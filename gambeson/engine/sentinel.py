@@ -21,6 +21,9 @@ from gambeson.evaluation.judging import judge, returned_images
 EVENT = "catastrophic overfitting"
 """What the metrics call a look whose verdict is a collapse."""
 
+PROBE = 256
+"""Training images of the probe batch, at most."""
+
 
 @dataclass(frozen=True)
 class Probe:

@@ -35,7 +35,7 @@ from gambeson.engine.interruption import Interrupted, signals
 from gambeson.engine.optim import cycled_momentum, learning_rate
 from gambeson.engine.precision import Bfloat16Forward, CompiledForward
 from gambeson.engine.run import Run
-from gambeson.engine.sentinel import EVENT, Sentinel
+from gambeson.engine.sentinel import EVENT, PROBE, Sentinel
 from gambeson.engine.settings import Settings
 from gambeson.engine.snapshots import Snapshots
 from gambeson.engine.step import robust_step
@@ -417,7 +417,7 @@ class Trainer:
         if every == 0:
             return None, 0
         images = self.loader.examples
-        rows = torch.randperm(len(images), generator=self.streams.at("probe"))[:256].to(self.device)
+        rows = torch.randperm(len(images), generator=self.streams.at("probe"))[:PROBE].to(self.device)
         probe = Batch(to_unit(images.x[rows]), images.y[rows], rows)
         return Sentinel(probe, self.recipe.threat, self.task.num_classes, self.settings.seed), every
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gambeson.app.report.blocks import Block, Picture, Section, Table, Words, png_uri
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart, map_chart
+from gambeson.app.report.intervals import caption, rises
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
 from gambeson.app.report.words import budget, courses, ends, number, percent, where
@@ -28,7 +29,9 @@ def masking(records: Records) -> Section | None:
             Bar(name, *ends(found))
             for name, found in sorted(record["accuracy"].items(), key=lambda item: -item[1]["value"])
         ]
-        chart = bar_chart(bars, "Accuracy under the verdict's attacks", x="accuracy, %", limits=(0, 100), dots=True)
+        title = "Accuracy under the verdict's attacks"
+        said = caption(bars, [found["n"] for found in record["accuracy"].values()])
+        chart = bar_chart(bars, title, x="accuracy, %", limits=(0, 100), dots=True, note=said)
         return [Words(lead, tone), table, chart]  # type: ignore[arg-type]
 
     return section(records, "masking", "Can the gradient be trusted?", blocks)
@@ -82,7 +85,7 @@ def line(records: Records) -> Section | None:
             x="alpha",
             y="accuracy, %",
             marks=marks,
-            note=f"{words}{record['split']} split, n = {points[0]['clean']['n']:,}. Shaded: 95 % intervals.",
+            note=f"{words}{record['split']} split, n = {points[0]['clean']['n']:,}. Shaded: Wilson 95 % intervals.",
         )
         return [chart]
 
@@ -132,12 +135,12 @@ def response(records: Records) -> Section | None:
                     if kind == "random" and rho != largest:
                         continue  # a control: the largest says enough
                     rows = {
-                        row["group"]: row["rise"]["value"]
+                        row["group"]: row["rise"]
                         for row in moves
                         if (row["kind"], row["rho"], row["inputs"]) == (kind, rho, images)
                     }
-                    y = [float("nan") if rows.get(name) is None else rows[name] for name in layers]
-                    lines.append(Line(f"{kind}, {100 * rho:g} %", list(map(float, range(len(layers)))), y))
+                    places = list(map(float, range(len(layers))))
+                    lines.append(Line(f"{kind}, {100 * rho:g} %", places, *rises([rows.get(name) for name in layers])))
                 made.append(
                     line_chart(
                         lines,
@@ -145,6 +148,7 @@ def response(records: Records) -> Section | None:
                         x="what moves, front to back",
                         y="rise of the cross-entropy",
                         ticks=layers,
+                        note=caption(lines, [record["n"]], "Student's"),
                     )
                 )
         return made
@@ -168,9 +172,9 @@ def shortcuts(records: Records) -> Section | None:
                     x = [0.0, *[100 * row["share"] for row in rows]]
                     lines.append(Line(name, x, *courses(found)))
                 title = f"{attack} accuracy, {mode} weights removed"
-                made.append(
-                    line_chart(lines, title, x="weights removed, %", y="accuracy, %", limits=(-2, 102), points=True)
-                )
+                said = caption(lines, [record["whole"][attack]["n"]])
+                removed, limits = "weights removed, %", (-2, 102)
+                made.append(line_chart(lines, title, x=removed, y="accuracy, %", limits=limits, points=True, note=said))
         return made
 
     return section(records, "shortcuts", "Does robustness rest on a few weights?", blocks)

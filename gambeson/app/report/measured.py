@@ -7,11 +7,13 @@ from typing import Any
 
 from gambeson.app.report.blocks import Block, Command, Section, Table, Words
 from gambeson.app.report.charts import Bar, Line, Mark, bar_chart, line_chart
+from gambeson.app.report.intervals import caption
 from gambeson.app.report.records import Record, Records
 from gambeson.app.report.topic import section
 from gambeson.app.report.words import budget, courses, duration, ends, interval, said, sentence, stamp, where
 from gambeson.app.states import sentence as sentence_of
 from gambeson.app.states import unfinished
+from gambeson.evaluation import wilson
 
 MANY = 20
 """Classes that a chart shows; of more the weakest."""
@@ -41,7 +43,9 @@ def accuracy(records: Records) -> Section | None:
     head = ("weights", "attack", "n", "accuracy, % [95 %]")
     shown = [row for row in rows if row["checkpoint"] == records.checkpoint] or rows
     bars = [Bar(_attack(row, records), *ends(row), int(row["attack"] != "clean")) for row in shown]
-    chart = bar_chart(bars, f"Test accuracy of {shown[0]['checkpoint']}", x="accuracy, %", limits=(0, 100), dots=True)
+    said = caption(bars, [row["n"] for row in shown])
+    title = f"Test accuracy of {shown[0]['checkpoint']}"
+    chart = bar_chart(bars, title, x="accuracy, %", limits=(0, 100), dots=True, note=said)
     lead = Words("Accuracy on test images, Wilson 95 % intervals. An attack gives an upper bound of robust accuracy.")
     table = Table("Accuracy under every attack", head, cells, left=2)
     blocks: list[Block] = [lead, table, chart]
@@ -64,11 +68,10 @@ def autoattack(records: Records) -> Section | None:
             if any((one["checkpoint"], one["ensemble"], one["eps"]) == _key(record, ensemble) for one in data):
                 continue  # a newer one of the same weights stands above
             n = found["n"]
-            left = [found["clean"]["value"] * n, *[stage["left"] for stage in found["stages"]]]
-            names = ["clean", *[stage["attack"] for stage in found["stages"]]]
-            bars = [Bar(label, 100 * count / n) for label, count in zip(names, left, strict=True)]
+            bars = [Bar("clean", *ends(found["clean"]))]
+            bars += [Bar(stage["attack"], *ends(vars(wilson(stage["left"], n)))) for stage in found["stages"]]
             title = f"{ensemble}: standing after every attack, {record['checkpoint']}"
-            blocks.append(bar_chart(bars, title, x="accuracy, %", limits=(0, 100)))
+            blocks.append(bar_chart(bars, title, x="accuracy, %", limits=(0, 100), note=caption(bars, [n])))
             head = ("attack", "attacked", "fell", "accuracy after, %", "forwards", "backwards", "time")
             rows = [
                 (
@@ -120,6 +123,7 @@ def classes(records: Records) -> Section | None:
         x="accuracy, %",
         limits=(0, 100),
         dots=True,
+        note=caption(bars, [clean["n"] for _, clean, _ in rows[:MANY]]),
         labels=("clean", attack),
     )
     worst, best = rows[0], rows[-1]
@@ -152,7 +156,7 @@ def budgets(records: Records) -> Section | None:
             y="accuracy, %",
             limits=(0, 102),
             marks=marks,
-            note=f"{sentence(where(record))}. Shaded: 95 % intervals.",
+            note=f"{sentence(where(record))}. Shaded: Wilson 95 % intervals.",
         )
         return [chart, *([Words(str(record["warning"]), "warning")] if record.get("warning") else [])]
 
@@ -172,7 +176,8 @@ def corruptions(records: Records) -> Section | None:
             for name, row in rows
         ]
         head = ("corruption", *[f"severity {key}, %" for key in severities])
-        note = f"{sentence(where(record))}; mean over severities {', '.join(severities)}."
+        note = f"{sentence(where(record))}; mean over severities {', '.join(severities)}. Lines: 95 % intervals,"
+        note += " bootstrap over the images; Wilson's for the clean ones."
         return [
             Words(f"Mean accuracy over the corruptions of {record['set']}: {said(record['ood'])}."),
             bar_chart(bars, "Accuracy under corruptions", x="accuracy, %", limits=(0, 100), note=note),

@@ -8,6 +8,7 @@ from typing import Any
 
 from gambeson.app.report.blocks import Block, Command, Pairs, Section, Table, Words
 from gambeson.app.report.charts import Line, Mark, line_chart
+from gambeson.app.report.intervals import accuracy_ends, caption, images_of
 from gambeson.app.report.records import Records
 from gambeson.app.report.words import budget, duration, percent, stamp
 from gambeson.core.errors import GambesonError, InputError
@@ -147,20 +148,25 @@ def overlaid(runs: Sequence[Records], names: Sequence[str]) -> list[Block]:
     several = len(runs) > 1
     blocks: list[Block] = []
     for title, metrics in CURVES:
-        lines = []
+        lines, sizes = [], set()
         for number, records in enumerate(runs):
             rows = epoch_means(records.rows) if title == WHILE_TRAINING else records.rows
             for place, (key, label) in enumerate(metrics.items()):
-                points = [(row["epoch"], 100 * row[key]) for row in rows if row.get(key) is not None]
+                points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
                 points = [point for point in points if point[1] == point[1]]
                 if points:
                     name = f"{names[number]}, {label}" if several else label
-                    x, y = zip(*points, strict=True)
-                    lines.append(Line(name, x, y, colour=number if several else place, style=place))
+                    x, shares = zip(*points, strict=True)
+                    n = images_of(records, key)
+                    low, high = accuracy_ends(shares, n)
+                    heights = [100 * share for share in shares]
+                    lines.append(Line(name, x, heights, low, high, colour=number if several else place, style=place))
+                    sizes |= {n} if low is not None and n else set()
         if lines:
             marks = _collapses(runs[0]) if not several and "probe/gap" in {k for r in runs[0].rows for k in r} else ()
             limits = (min(-2.0, *(min(line.y) for line in lines)), 102.0)
-            blocks.append(line_chart(lines, title, x="epoch", y="%", limits=limits, marks=marks))
+            said = caption(lines, sizes)
+            blocks.append(line_chart(lines, title, x="epoch", y="%", limits=limits, marks=marks, note=said))
     losses = []
     for number, records in enumerate(runs):
         points = [(row["epoch"], row["train/loss"]) for row in epoch_means(records.rows)]
