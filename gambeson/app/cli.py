@@ -45,7 +45,7 @@ Start with: gambeson train n-lap
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for errors, 2 for wrong usage, 128 + signal when stopped by one."""
+    """Run a command; returns the exit code: 0, an error's (2 for wrong usage, else 1), 128 + signal when stopped."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         code = _run(args)
@@ -65,11 +65,8 @@ def _run(args: list[str]) -> int:
     except SystemExit as done:  # the parser printed its help
         return int(done.code or 0)
     except GambesonError as error:
-        from gambeson.app.parsing import UsageError
-
-        code = 2 if isinstance(error, UsageError) else 1
-        _print_error(args, error, error.message, error.hint, code)
-        return _say(f"gambeson: {error}", code)
+        _print_error(args, error, error.message, error.hint, error.exit_code)
+        return _say(f"gambeson: {error}", error.exit_code)
     except KeyboardInterrupt as stop:
         words = str(stop) or "interrupted"
         _print_error(args, stop, words, None, 130)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import CriticalityOptions
 from gambeson.app.parsing import name_of, parse_run
-from gambeson.core.errors import InputError, require_known
+from gambeson.core.errors import DataError, InputError, require_known
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,12 +100,13 @@ def choose_split(data: Splits, split: str, size: int | None, instead: str = "--s
     """The examples of a split, or the first `size` of them; `instead` are the options that take the test split.
 
     Raises:
-        InputError: An unknown or empty split, or a size that does not fit.
+        InputError: An unknown split, or a size that does not fit.
+        DataError: The split is empty.
     """
     require_known("split", split, ("val", "test", "train"))
     examples: Examples = getattr(data, split)
     if len(examples) == 0:
-        raise InputError(
+        raise DataError(
             f"the {split} split is empty: the run held nothing out",
             hint=f"{instead}, which then selects on test, or train with --val-fraction 0.05",
         )

@@ -19,7 +19,7 @@ from gambeson.app.regional import regions
 from gambeson.app.responses import response
 from gambeson.app.shortcuts import shortcuts
 from gambeson.app.spectra import spectra
-from gambeson.core.errors import InputError, nearest, require_known
+from gambeson.core.errors import DataError, InputError, nearest, require_known
 
 if TYPE_CHECKING:
     from gambeson.parts.budgets import PixelBudget
@@ -74,7 +74,7 @@ def cam(args: list[str]) -> int:
     data = build.splits(run.call, options.data_dir)
     examples = data.test if options.split == "test" else data.val
     if len(examples) == 0:
-        raise InputError(f"the {options.split} split is empty: the run held nothing out", hint="look at the test split")
+        raise DataError(f"the {options.split} split is empty: the run held nothing out", hint="look at the test split")
     if options.test_size is not None:
         examples = examples.head(options.test_size)
     with show.progress(options.json) as bar:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import DoctorOptions, ImportOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, require_positive, split_words
-from gambeson.core.errors import InputError, require_known
+from gambeson.core.errors import DataError, FileError, require_known
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,7 +45,7 @@ def doctor(args: list[str]) -> int:
     else:
         given = [f"--{name}" for name in OF_A_FILE if getattr(options, name) is not None]
         if given and not path.exists():
-            raise InputError(f"there is no file {path}", hint=usage)
+            raise FileError(f"there is no file {path}", hint=usage)
         if given and not (given == ["--size"] and options.data):
             raise UsageError(f"{', '.join(given)} is for a checkpoint file: a run says it itself", hint=usage)
 
@@ -59,7 +59,7 @@ def doctor(args: list[str]) -> int:
         build.require_fit(task, data.facts)
         examples = data.test if options.split == "test" else data.val
         if len(examples) == 0:
-            raise InputError(
+            raise DataError(
                 f"the {options.split} split is empty: nothing was held out", hint="examine with the test split"
             )
         found = examine(model, examples.x, examples.y, threat, num_classes=task.num_classes, images=options.images)

@@ -11,7 +11,7 @@ from typing import Any
 from gambeson.app.options import RunsOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, split_words
 from gambeson.app.recipes import recipes_folder
-from gambeson.core.errors import InputError, nearest
+from gambeson.core.errors import FileError, nearest
 from gambeson.methods import METHODS
 
 
@@ -33,7 +33,7 @@ def runs(args: list[str]) -> int:
         if len(words) > 1:
             raise UsageError(f"runs list takes no further words, got {' '.join(words[1:])}", hint="use --root FOLDER")
         if not Path(options.root).is_dir() and options.root != RunsOptions.root:
-            raise InputError(f"there is no folder {options.root}")
+            raise FileError(f"there is no folder {options.root}")
         rows = compare.overview(Path(options.root))
         print(json.dumps(rows, indent=2)) if options.json else show.overview(rows, options.root)
         return 0

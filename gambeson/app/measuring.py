@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gambeson.app.heartbeat import attack_pace
 from gambeson.app.options import EvaluateOptions
 from gambeson.app.parsing import parse_run
-from gambeson.core.errors import InputError, require_known
+from gambeson.core.errors import DataError, InputError, require_known
 
 if TYPE_CHECKING:
     from gambeson.engine.run import Run
@@ -67,9 +67,7 @@ def _evaluate(path: Path, options: EvaluateOptions, device: str, *, first: bool)
     build.require_fit(task, facts)
     examples = splits.test if options.split == "test" else splits.val
     if len(examples) == 0:
-        raise InputError(
-            f"the {options.split} split is empty: the run held nothing out", hint="evaluate the test split"
-        )
+        raise DataError(f"the {options.split} split is empty: the run held nothing out", hint="evaluate the test split")
     if options.test_size is not None:
         examples = examples.head(options.test_size)
     report = measure(

@@ -22,8 +22,8 @@ NEGATIVE = re.compile(r"-[0-9.]")
 Options = TypeVar("Options")
 
 
-class UsageError(GambesonError):
-    """The command line is not of the command's form; exit code 2."""
+class UsageError(InputError):
+    """The command line is not of the command's form."""
 
 
 class _Help(DefaultHelpFormatter):

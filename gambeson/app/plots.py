@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, RunError
 from gambeson.diagnosis.pictures import COLOURS, save
 from gambeson.engine.run import Run
 
@@ -30,7 +30,9 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         path: Picture to write; its ending is the format (`.svg`, `.png`, `.pdf`).
 
     Raises:
-        InputError: Too many runs, no metrics, a format that cannot be drawn, or a path that cannot be written.
+        InputError: Too many runs, or a format that cannot be drawn.
+        RunError: There are no metrics.
+        FileError: The path cannot be written.
     """
     import matplotlib
 
@@ -50,7 +52,7 @@ def curves(runs: Sequence[Run], path: Path) -> None:
         if any(key in row for run in rows.values() for row in run for key in keys)
     }
     if not panels:
-        raise InputError(f"{', '.join(rows)}: no validation and no sentinel in the metrics yet")
+        raise RunError(f"{', '.join(rows)}: no validation and no sentinel in the metrics yet")
     figure, axes = plt.subplots(1, len(panels), figsize=(5.2 * len(panels), 3.6), squeeze=False, layout="constrained")
     for axis, (title, keys) in zip(axes[0], panels.items(), strict=True):
         for (name, metrics), colour in zip(rows.items(), COLOURS, strict=False):

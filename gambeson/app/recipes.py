@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from gambeson.app.parsing import Parser, UsageError, load_yaml
-from gambeson.core.errors import InputError, nearest
+from gambeson.core.errors import FileError, InputError, nearest
 
 
 def recipes_folder() -> Path:
@@ -38,7 +38,8 @@ def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
         shipped: Folder of the recipes that come along, for near misses.
 
     Raises:
-        InputError: Missing, not YAML, or not a table of settings.
+        InputError: There is none of that name, or it is not a table of settings in YAML.
+        FileError: It cannot be read.
     """
     try:
         content = load_yaml(path.read_text())
@@ -47,12 +48,29 @@ def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
         known += [str(path.parent / p.name) for p in path.parent.glob("*.yaml")]
         near = difflib.get_close_matches(str(path), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
-        raise InputError(f"cannot read {path}: {error.strerror}", hint=hint) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"there is no recipe {path}", hint=hint) from None
+        raise FileError(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is no text: {error}") from None
+    except yaml.YAMLError as error:
+        raise not_yaml(path, error) from None
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold settings, one `name: value` per line")
     return content
+
+
+def not_yaml(file: Path, error: yaml.YAMLError) -> InputError:
+    """What is wrong with the YAML of a file, and where; the parser's own words know of the text alone."""
+    words = " ".join(str(error).split())
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        where = f"(line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        words = " ".join(filter(None, (error.problem, error.context, where)))
+    elif isinstance(error, yaml.reader.ReaderError):
+        words = f"{error.reason} (character {error.position + 1})"
+    made = isinstance(error, yaml.constructor.ConstructorError)  # it is YAML, of which no table can be made
+    return InputError(f"{file}: {words}" if made else f"{file} is not YAML: {words}")
 
 
 def defaults_from(parser: Parser, file: Path, content: dict[str, Any]) -> dict[str, Any]:

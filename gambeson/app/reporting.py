@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gambeson.app.options import ReportOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, split_words
-from gambeson.core.errors import GambesonError, InputError
+from gambeson.core.errors import FileError, GambesonError, InputError
 
 if TYPE_CHECKING:
     from gambeson.engine.run import Run
@@ -80,7 +80,8 @@ def write(
         The two files.
 
     Raises:
-        InputError: The page cannot be written.
+        InputError: The name of the page has another ending than `.html`.
+        FileError: The page cannot be written.
     """
     import json
 
@@ -116,7 +117,7 @@ def write(
         _replace(page, html(title, parts, shared, names, record.name))
         _replace(record, json.dumps(data(parts, shared), indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        raise InputError(f"cannot write {page}: {error.strerror}", hint=f"is there a folder {page.parent}?") from None
+        raise FileError(f"cannot write {page}: {error.strerror}", hint=f"is there a folder {page.parent}?") from None
     return page, record
 
 

@@ -12,7 +12,8 @@ import yaml
 from gambeson.app import corrupting
 from gambeson.app.options import CorruptionOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, split_words
-from gambeson.core.errors import GambesonError, InputError, nearest
+from gambeson.app.recipes import not_yaml
+from gambeson.core.errors import FileError, GambesonError, InputError, nearest
 
 KEYS = ("seeds", "rows", "common", "grid", "attack", "pairs", "ood", "threads", "jobs", "slurm")
 """What a sweep's file may say."""
@@ -22,16 +23,19 @@ def read_sweep(file: Path) -> dict[str, Any]:
     """The content of a sweep's file.
 
     Raises:
-        InputError: It cannot be read, is not YAML, says something twice, or something unknown.
+        InputError: It is not YAML, no table, or says something twice, or something unknown.
+        FileError: It cannot be read.
     """
     try:
         content = yaml.load(file.read_text(), _Loader)
     except OSError as error:
         near = [str(other) for other in sorted(file.parent.glob("*.y*ml"))]
         hint = nearest(str(file), near) if near else None
-        raise InputError(f"cannot read {file}: {error.strerror}", hint=hint) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from None
+        raise FileError(f"cannot read {file}: {error.strerror}", hint=hint) from None
+    except UnicodeDecodeError as error:
+        raise FileError(f"{file} is no text: {error}") from None
+    except yaml.YAMLError as error:
+        raise not_yaml(file, error) from None
     if not isinstance(content, dict):
         raise InputError(f"{file} must be a table with {', '.join(KEYS[:2])} and perhaps {', '.join(KEYS[2:])}")
     for key in content:
@@ -107,8 +111,11 @@ class _Loader(yaml.SafeLoader):
     """YAML in which nothing is said twice: of two rows with one label the first would be lost without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands there twice", node.start_mark)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -14,7 +14,7 @@ from typing import Any
 from gambeson.app.sweep_jobs import is_done, next_command
 from gambeson.app.sweep_local import POLL, Process, ended, start
 from gambeson.app.sweep_plan import Job, Plan
-from gambeson.core.errors import InputError, RunError
+from gambeson.core.errors import GambesonError, InputError, RunError
 from gambeson.engine.run import read_json, write_json
 
 LIMIT = ("timeout_min", "time", "slurm_time")
@@ -120,7 +120,8 @@ def submit(plan: Plan, parameters: Mapping[str, Any], cluster: str = "slurm") ->
         submitit's jobs and the sweep's, in the same order. What is in the queue already is not submitted again.
 
     Raises:
-        InputError: submitit is not installed, refuses a parameter, or finds no cluster.
+        InputError: submitit refuses a parameter.
+        GambesonError: It is not installed, or finds no cluster.
         RunError: SLURM says nothing of a job that was submitted before.
     """
     module = _submitit()
@@ -148,7 +149,8 @@ def submit(plan: Plan, parameters: Mapping[str, Any], cluster: str = "slurm") ->
             executor.update_parameters(**told)
             begun[job.path] = executor.submit(Task(plan, job))
         except (NameError, ValueError, AssertionError, RuntimeError) as error:
-            raise InputError(f"submitit: {' '.join(str(error).split())}") from None
+            kind = GambesonError if isinstance(error, RuntimeError) else InputError  # no cluster; a parameter
+            raise kind(f"submitit: {' '.join(str(error).split())}") from None
         found.append(begun[job.path])
         jobs.append(job)
         ids[job.name] = str(found[-1].job_id)
@@ -166,7 +168,7 @@ def queue(plan: Plan) -> dict[str, str]:
     """What SLURM says of the jobs that were submitted, such as `PENDING`, by row and seed.
 
     Raises:
-        InputError: submitit is not installed.
+        GambesonError: submitit is not installed.
     """
     module = _submitit()
     return {name: str(module.SlurmJob(plan.root / "slurm", number).state) for name, number in submitted(plan).items()}
@@ -181,12 +183,12 @@ def _submitit() -> Any:
     """The package, which is an extra.
 
     Raises:
-        InputError: It is not installed.
+        GambesonError: It is not installed.
     """
     try:
         import submitit
     except ImportError:
-        raise InputError("submitit is not installed", hint="pip install 'gambeson[slurm]'") from None
+        raise GambesonError("submitit is not installed", hint="pip install 'gambeson[slurm]'") from None
     return submitit
 
 

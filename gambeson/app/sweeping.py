@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import SweepOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, require_positive, split_words
-from gambeson.core.errors import InputError, RunError, require_known
+from gambeson.core.errors import FileError, InputError, RunError, require_known
 
 if TYPE_CHECKING:
     from gambeson.app.sweep_local import Outcome
@@ -69,7 +69,7 @@ def sweep(args: list[str]) -> int:
     plan = plan_of(Path(words[0]), Path(options.root) if options.root else None, options.only)
     devices = _devices(options.devices, plan)
     if plan.root.exists() and not plan.root.is_dir():
-        raise InputError(f"{plan.root} is no folder", hint="name another with --root")
+        raise FileError(f"{plan.root} is no folder", hint="name another with --root")
     sweep_jobs.require_own(plan)
     if options.dry_run:
         _dry_run(plan, devices, options.json)

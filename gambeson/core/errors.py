@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable
+from typing import ClassVar
 
 
 class GambesonError(Exception):
@@ -13,11 +14,16 @@ class GambesonError(Exception):
         message: One sentence: what was wrong, what came, what is allowed.
         hint: What to do about it, or None.
 
+    Attributes:
+        exit_code: With what the command line ends: 2 where what was written is wrong, 1 for all else.
+
     Examples:
         >>> print(GambesonError("eps must be in (0, 1], got 8", hint="eight grey levels are eps=8/255"))
         eps must be in (0, 1], got 8
         hint: eight grey levels are eps=8/255
     """
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -33,11 +39,19 @@ class GambesonWarning(UserWarning):
 
 
 class InputError(GambesonError, ValueError):
-    """A value that the user gave is outside what is allowed."""
+    """What was written is wrong: an unknown name, a value outside what is allowed, settings that do not go together."""
+
+    exit_code = 2
 
 
 class UnhealthyError(InputError):
     """A model or its data would make the number of an evaluation wrong."""
+
+    exit_code = 1
+
+
+class FileError(GambesonError):
+    """A file or folder that was named is missing, holds something else, or cannot be read or written."""
 
 
 class DataError(GambesonError):

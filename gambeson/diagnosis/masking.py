@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks.pgd import fgsm
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Threat
@@ -184,7 +184,7 @@ def _diagnose(
     y, total, random = subject.y.cpu(), len(subject), subject.votes > 1
     clean = subject.clean()
     if not clean.any():
-        raise InputError(f"all {total} images are misclassified without attack: there is nothing to examine")
+        raise UnhealthyError(f"all {total} images are misclassified without attack: there is nothing to examine")
     subject = subject.head(clean.nonzero().squeeze(1))
     evidence: list[Evidence] = []
     fooled: dict[str, Tensor] = {}

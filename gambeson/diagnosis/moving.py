@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gambeson.core.errors import InputError, require_known
+from gambeson.core.errors import InputError, UnhealthyError, require_known
 from gambeson.core.losses import ce
 from gambeson.core.modes import batch_norm, frozen
 from gambeson.core.parameters import applied, layer_weights
@@ -116,10 +116,10 @@ def measure_response(
             probe = _Probe(model, attacked_images(model, x, y, of, threat, **attacks), y, batch_size)
             whole[of] = Moved("none", kinds[0], 0.0, of, *probe.outcome())
             if not bool(whole[of].loss.isfinite().all()):
-                raise InputError(f"the loss on {of} images is not finite with the model's own weights")
+                raise UnhealthyError(f"the loss on {of} images is not finite with the model's own weights")
             grads = probe.gradients(names) if "adversarial" in kinds else {}
             if broken := [name for name, grad in grads.items() if not bool(grad.isfinite().all())]:
-                raise InputError(f"the gradient on {of} images is not finite for {', '.join(broken)}")
+                raise UnhealthyError(f"the gradient on {of} images is not finite for {', '.join(broken)}")
             cache = PrefixCache(graph, probe.x, list(cuts.values()), batch_size, memory)
             for group, cut in cuts.items():
                 start = cache.advance(cut)

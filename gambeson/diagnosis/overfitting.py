@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, RunError
 from gambeson.diagnosis.class_gaps import ClassGaps, Paired, class_gaps, compare_best_and_final, strongest_common
 from gambeson.diagnosis.collapse import Collapse, Detection, Look, detect, find_collapse, read_looks
 from gambeson.diagnosis.validations import RobustOverfitting, Validation, best_and_last, read_lines
@@ -145,7 +145,8 @@ def diagnose_overfitting(
         What was found.
 
     Raises:
-        InputError: The metrics hold no look, no validation and no line of training; or reports of other names.
+        InputError: Reports of other names.
+        RunError: The metrics hold no look, no validation and no line of training.
 
     Examples:
         >>> row = {"step": 50, "epoch": 1.0, "probe/fgsm_acc": 0.9, "probe/pgd10_acc": 0.1}
@@ -164,7 +165,7 @@ def diagnose_overfitting(
     validations, wrong = read_lines(rows, "val/clean_acc", "val/pgd10_acc")
     training, more = read_lines(rows, "train/clean_acc", "train/adv_acc")
     if not looks and not validations and not training:
-        raise InputError("the metrics hold no look of a sentinel, no validation and no line of training")
+        raise RunError("the metrics hold no look of a sentinel, no validation and no line of training")
     attack = strongest_common(reports)
     return Overfitting(
         looks=looks,

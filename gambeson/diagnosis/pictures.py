@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,8 @@ def require_picture(path: Path) -> None:
     """Refuse a picture that could not be written, before any work is done for it.
 
     Raises:
-        InputError: No ending, one that is no format, a folder of that name, or no folder to write into.
+        InputError: No ending, or one that is no format.
+        FileError: There is a folder of that name, or no folder to write into.
     """
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -28,18 +29,20 @@ def require_picture(path: Path) -> None:
     if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
         raise InputError(f"cannot write the picture {path}: {path.suffix} is no format for pictures", hint=HINT)
     if path.is_dir():
-        raise InputError(f"cannot write the picture {path}: it is a folder", hint=HINT)
+        raise FileError(f"cannot write the picture {path}: it is a folder", hint=HINT)
     if not path.parent.is_dir():
-        raise InputError(f"cannot write the picture {path}: there is no folder {path.parent}", hint="make it first")
+        raise FileError(f"cannot write the picture {path}: there is no folder {path.parent}", hint="make it first")
 
 
 def save(figure: Figure, path: Path, dpi: int = 150) -> None:
     """Write a figure; the ending is the format (`.svg`, `.png`, `.pdf`).
 
     Raises:
-        InputError: The format is unknown or the file cannot be written.
+        InputError: The format is unknown.
+        FileError: The file cannot be written.
     """
     try:
         figure.savefig(path, dpi=dpi)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot write the picture {path}: {str(error).splitlines()[0]}", hint=HINT) from None
+        kind = FileError if isinstance(error, OSError) else InputError
+        raise kind(f"cannot write the picture {path}: {str(error).splitlines()[0]}", hint=HINT) from None

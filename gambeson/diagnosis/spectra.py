@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.parameters import layer_weights
 from gambeson.diagnosis.groups import short
 
@@ -140,7 +140,7 @@ def measure_spectra(models: Mapping[str, nn.Module], layers: Sequence[str] | Non
         if before is not None and any(name not in before or before[name].shape != own[name].shape for name in names):
             raise InputError(f"{checkpoint} has other layers than the checkpoint before it")
         if broken := [name for name in names if not bool(own[name].isfinite().all())]:
-            raise InputError(f"{checkpoint} has weights that are not finite: {', '.join(broken)}")
+            raise UnhealthyError(f"{checkpoint} has weights that are not finite: {', '.join(broken)}")
         rows.append(tuple(spectrum(name, own[name], before[name] if before else None) for name in names))
         before = own
     return Spectra(tuple(models), tuple(rows))

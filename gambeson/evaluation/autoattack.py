@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks.search import Jobs, Search, hunt
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.modes import batch_norm
 from gambeson.core.parameters import like_of
 from gambeson.core.processes import of_all, rank_and_world
@@ -160,8 +160,8 @@ def autoattack(
 
     Raises:
         InputError: Images outside [0, 1], labels out of range, another number of outputs, a budget per example, an
-            unknown version or attack, a randomised model with a version that is not for it, or a ledger that belongs
-            to another evaluation.
+            unknown version or attack, or a randomised model with a version that is not for it.
+        RunError: The ledger is damaged, or belongs to another evaluation.
 
     References:
         Croce, Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
@@ -261,7 +261,7 @@ def _logits(model: nn.Module, x: Tensor, batch_size: int, num_classes: int) -> T
             rows.append(model(to_unit(x[start : start + batch_size].to(like.device)).to(like.dtype)).cpu())
     logits = torch.cat(rows)
     if logits.shape != (len(x), num_classes):
-        raise InputError(
+        raise UnhealthyError(
             f"the model must give logits of shape ({len(x)}, {num_classes}), got {tuple(logits.shape)}",
             hint="is the checkpoint of a model for another number of classes?",
         )
@@ -272,7 +272,7 @@ def _require_deterministic(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     again = _logits(model, x, len(x), logits.shape[1])
     if not torch.equal(again, logits):
         largest = float((again - logits).abs().max())
-        raise InputError(
+        raise UnhealthyError(
             f"the model is randomised: the same images gave logits that differ by up to {largest:g}",
             hint="use the version rand, which averages gradients over 20 forwards",
         )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError, nearest
+from gambeson.core.errors import DataError, InputError, nearest
 from gambeson.core.parameters import like_of
 from gambeson.core.streams import Streams
 from gambeson.data.corruptions.names import CORRUPTIONS, SEVERITIES
@@ -183,7 +183,7 @@ def evaluate_corruptions(
             examples = source(name, severity)
             labels = examples.y.cpu()
             if y is not None and not torch.equal(y, labels):
-                raise InputError(f"the labels of {name} at severity {severity} are not those of the others")
+                raise DataError(f"the labels of {name} at severity {severity} are not those of the others")
             y = labels
             outcomes[name, severity] = _judged(model, examples, num_classes, batch_size)
             if progress:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks.search import Retired, Search
-from gambeson.core.errors import InputError
+from gambeson.core.errors import RunError
 from gambeson.core.parameters import like_of
 from gambeson.data.loader import to_unit
 from gambeson.evaluation.judging import judge, returned_images
@@ -52,7 +52,7 @@ class Harvest:
             fell = entry.fooled
             x_adv, wrong = self._judged(entry.index[fell], entry.x_adv)
             if not bool(wrong.all()):
-                raise InputError(
+                raise RunError(
                     f"{int((~wrong).sum())} of the adversarial images that {book.folder} holds of {self.attack}"  # type: ignore[union-attr]
                     " do not fool the model",
                     hint="the state is damaged, or was made on other hardware; choose another folder",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import UnhealthyError
 from gambeson.core.modes import batch_norm
 from gambeson.core.threat import Threat, box
 
@@ -27,12 +27,12 @@ def judge(model: nn.Module, x: Tensor, y: Tensor, num_classes: int) -> Tensor:
     wrong.
 
     Raises:
-        InputError: The model has another number of outputs.
+        UnhealthyError: The model has another number of outputs.
     """
     with torch.no_grad(), batch_norm(model, "running"):
         logits = model(x)
     if logits.shape != (len(x), num_classes):
-        raise InputError(
+        raise UnhealthyError(
             f"the model must give logits of shape ({len(x)}, {num_classes}), got {tuple(logits.shape)}",
             hint="is the checkpoint of a model for another number of classes?",
         )

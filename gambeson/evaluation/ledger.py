@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gambeson.attacks.search import Search
-from gambeson.core.errors import InputError
+from gambeson.core.errors import RunError
 from gambeson.core.tables import differences
 
 
@@ -49,7 +49,7 @@ class Ledger:
         identity: What all of it depends on: weights, data, threat, seed.
 
     Raises:
-        InputError: The folder belongs to other work; every differing field is named.
+        RunError: The folder belongs to other work; every differing field is named.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -59,11 +59,11 @@ class Ledger:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError:
-            raise InputError(f"{folder} is a file, not a folder", hint="choose another folder") from None
+            raise RunError(f"{folder} is a file, not a folder", hint="choose another folder") from None
         empty = all(path.name.startswith(".identity.") for path in folder.iterdir())  # left by a kill, or being written
         if not file.is_file():  # asked after the list is made: another process may just have written it
             if not empty:
-                raise InputError(
+                raise RunError(
                     f"{folder} is not empty and holds no state of an evaluation", hint="choose another folder"
                 )
             partial = folder / f".identity.{os.getpid()}.partial"
@@ -72,9 +72,9 @@ class Ledger:
         try:
             there = json.loads(file.read_text())
         except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read: {error}", hint="delete the folder to begin anew") from None
+            raise RunError(f"{file} cannot be read: {error}", hint="delete the folder to begin anew") from None
         if different := differences(there, wanted):
-            raise InputError(
+            raise RunError(
                 f"{folder} holds the state of another evaluation: {'; '.join(different)}",
                 hint="choose another folder, or delete this one to begin anew",
             )
@@ -106,7 +106,7 @@ class Ledger:
         """What is there of an attack.
 
         Raises:
-            InputError: A file is damaged.
+            RunError: A file is damaged.
         """
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
@@ -116,7 +116,7 @@ class Ledger:
                         continue
                     tensors = {name: file.get_tensor(name) for name in ("index", "fooled", "x_adv")}
             except (SafetensorError, OSError, ValueError, KeyError) as error:
-                raise InputError(
+                raise RunError(
                     f"{path} is damaged: {error}", hint="delete the file: its examples are then attacked again"
                 ) from None
             yield Entry(**tensors, **cost)

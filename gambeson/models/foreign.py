@@ -118,7 +118,8 @@ def find_weights(
         The key under which it was found, None for the content as a whole, and the state dict.
 
     Raises:
-        CheckpointError: There is none, or none under `key`; or several, none of them at a customary place.
+        CheckpointError: There is none, or several, none of them at a customary place.
+        InputError: There is none under `key`.
 
     Warns:
         GambesonWarning: Several fit; it says which was taken.
@@ -270,12 +271,12 @@ def _at(content: Mapping[str, Any], source: Path, key: str) -> dict[str, Tensor]
             where = f" under {'.'.join(done)}" if done else ""
             known = list(map(str, here)) if isinstance(here, Mapping) else []
             hint = nearest(part, known) if known and len(known) < 50 else None
-            raise CheckpointError(f"{source} has no key {part!r}{where}", hint=hint)
+            raise InputError(f"{source} has no key {part!r}{where}", hint=hint)
         here = here[part]
         done.append(part)
     if not _is_state(here):
         states = _states(content)
-        raise CheckpointError(
+        raise InputError(
             f"what {source} has under {key} is not a state dict",
             hint=f"state dicts are under {', '.join(states)}" if states else None,
         )

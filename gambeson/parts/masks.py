@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from gambeson.core.errors import InputError, nearest
+from gambeson.core.errors import FileError, InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -163,7 +163,7 @@ class MaskFile:
             size: Height and width of the images.
 
         Raises:
-            InputError: The file cannot be read, or holds another number of masks, another shape or other values.
+            FileError: The file cannot be read, or holds another number of masks, another shape or other values.
         """
         import zipfile
         import zlib
@@ -176,25 +176,23 @@ class MaskFile:
                 with found as archive:
                     if len(archive.files) != 1:
                         held = ", ".join(archive.files) or "none"
-                        raise InputError(f"{self.path} must hold one array of masks, it holds {held}")
+                        raise FileError(f"{self.path} must hold one array of masks, it holds {held}")
                     found = archive[archive.files[0]]
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            if isinstance(error, InputError):
-                raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npy or .npz file"
-            raise InputError(
+            raise FileError(
                 f"cannot read the masks {self.path}: {reason}",
                 hint="numpy.save('masks.npy', masks) writes such a file",
             ) from None
         shapes = [(count, *size), (count, 1, *size), (count, channels, *size)]
         if found.shape not in shapes:
             allowed = " or ".join(str(shape) for shape in dict.fromkeys(shapes))
-            raise InputError(
+            raise FileError(
                 f"{self.path} holds masks of shape {found.shape}, needed is {allowed}",
                 hint="one mask per training image of the data set, in the order of its files, of the images' size",
             )
         if found.dtype != bool and (found.dtype.kind not in "uif" or not np.isin(found, (0, 1)).all()):
-            raise InputError(
+            raise FileError(
                 f"{self.path} must hold masks of bool, or of 0 and 1", hint="save `masks > 0.5` for soft masks"
             )
         masks = torch.from_numpy(found.astype(bool))

@@ -167,7 +167,7 @@ def test_a_command_like_none_names_all(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("w", hint="h"), 2), (InputError("w", hint="h"), 1), (DataError("w", hint="h"), 1)]
+    ("error", "code"), [(UsageError("w", hint="h"), 2), (InputError("w", hint="h"), 2), (DataError("w", hint="h"), 1)]
 )
 def test_errors_become_a_sentence_and_a_hint(
     error: Exception, code: int, cli: Cli, monkeypatch: pytest.MonkeyPatch
@@ -181,9 +181,61 @@ def test_errors_become_a_sentence_and_a_hint(
     assert result == (code, "", "gambeson: w\nhint: h\n")
 
 
+WRITTEN_WRONGLY = [
+    ["train", "nosuch"],
+    ["train", "--config", "nosuch"],
+    ["train", "n-lap", "--nosuch", "1"],
+    ["train", "n-lap", "--data", "nosuch"],
+    ["train", "n-lap", "--model", "nosuch"],
+    ["train", "n-lap", "--attack", "nosuch"],
+    ["train", "n-lap", "--device", "nosuch"],
+    ["train", "n-lap", "--eps", "nosuch"],
+    ["train", "n-lap", "--eps", "8"],
+    ["train", "part", "--mask", "nosuch"],
+    ["train", "n-lap", "--data", "digits", "--stream", "on"],
+    ["evaluate", "r", "--attack", "nosuch"],
+    ["evaluate", "r", "--split", "nosuch"],
+    ["diagnose", "nosuch", "r"],
+    ["corruptions", "r", "--set", "nosuch"],
+    ["finetune", "nosuch", "r"],
+    ["list", "nosuch"],
+    ["sweep", "nosuch.yaml", "--executor", "nosuch"],
+    ["sweep", "unknown-key.yaml"],
+    ["sweep", "unknown-method.yaml"],
+    ["sweep", "no-yaml.yaml"],
+]
+FAILING = [
+    ["evaluate", "nowhere"],
+    ["resume", "nowhere"],
+    ["report", "nowhere"],
+    ["runs", "list", "--root", "nowhere"],
+    ["train", "n-lap", "--data", "npz:nowhere.npz"],
+    ["train", "n-lap", "--data", "folder:nowhere"],
+    ["train", "n-lap", "--run", "there"],
+    ["train", "--config", "."],
+    ["train", "--config", "no-text.yaml"],
+    ["import", "nowhere.pt", "--model", "small-cnn", "--data", "digits"],
+    ["sweep", "nowhere.yaml"],
+    ["sweep", "no-text.yaml"],
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "code"), [*[(args, 2) for args in WRITTEN_WRONGLY], *[(args, 1) for args in FAILING]], ids=str
+)
+def test_the_exit_code_tells_wrong_words_from_failures(args: list[str], code: int, cli: Cli, here: Path) -> None:
+    Path("there").mkdir()
+    Path("no-text.yaml").write_bytes(b"\xff\xfe")
+    Path("no-yaml.yaml").write_text("seeds: [0\n")
+    Path("unknown-key.yaml").write_text("sedes: [0]\n")
+    Path("unknown-method.yaml").write_text("seeds: [0]\nrows: {a: nosuch}\n")
+
+    assert_error(cli(*args), code)
+
+
 @pytest.mark.parametrize("words", [("--json",), ("--json", "true"), ("--json=true",)], ids=" ".join)
 @pytest.mark.parametrize(
-    ("error", "code"), [(UsageError("w", hint="h"), 2), (InputError("w"), 1), (DataError("w", hint="h"), 1)]
+    ("error", "code"), [(UsageError("w", hint="h"), 2), (InputError("w"), 2), (DataError("w", hint="h"), 1)]
 )
 def test_with_json_an_error_is_an_object_too(
     error: GambesonError, code: int, words: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,7 @@ def test_it_stops_where_a_command_stops(called: list[list[str]], cli: Cli, monke
     ("args", "code", "words"),
     [
         (("n-lap",), 2, "demo takes no 'n-lap'"),
-        (("--test-size", "0"), 1, "--test-size must be at least 1"),
+        (("--test-size", "0"), 2, "--test-size must be at least 1"),
         (("--run", "there"), 1, "there"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_budget_is_judged_in_its_norm(finished: Finished, cli: Cli) -> None:
     result = cli("doctor", "r", "--eps", "0.5", *CPU)
     assert (result.code, levels(result.out)["eps"]) == (0, "warn")
     assert "hint: an L2 budget" in result.out
-    assert_error(cli("doctor", "r", "--eps", "8", *CPU), 1, "eps must be a fraction", "8 grey levels are eps=8/255")
+    assert_error(cli("doctor", "r", "--eps", "8", *CPU), 2, "eps must be a fraction", "8 grey levels are eps=8/255")
 
 
 def test_a_foreign_checkpoint_is_examined_without_a_run(finished: Finished, cli: Cli, here: Path) -> None:
@@ -122,13 +122,13 @@ def test_a_foreign_checkpoint_is_examined_without_a_run(finished: Finished, cli:
         (("theirs.pt",), 2, ("a checkpoint file needs --model and --data", "--model wrn-34-10")),
         (("theirs.pt", "--data", "digits"), 2, ("needs --model:",)),
         (("r", "--model", "small-cnn", "--key", "net"), 2, ("--model, --key is for a checkpoint file",)),
-        (("r", "--split", "train"), 1, ("unknown split 'train'",)),
-        (("r", "--images", "0"), 1, ("--images must be at least 1, got 0",)),
+        (("r", "--split", "train"), 2, ("unknown split 'train'",)),
+        (("r", "--images", "0"), 2, ("--images must be at least 1, got 0",)),
         (("nowhere",), 1, ("nowhere",)),
         (("theirs.pt", "--model", "resnet18", "--data", "digits"), 1, ("does not fit the model", "small-cnn")),
-        (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "l1"), 1, ("unknown norm 'l1'",)),
+        (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "l1"), 2, ("unknown norm 'l1'",)),
         (("none.pt", "--model", "small-cnn", "--data", "digits"), 1, ("there is no file none.pt",)),
-        (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "L2"), 1, ("--norm L2 needs --eps",)),
+        (("theirs.pt", "--model", "small-cnn", "--data", "digits", "--norm", "L2"), 2, ("--norm L2 needs --eps",)),
     ],
 )
 def test_what_cannot_be_examined_is_refused(

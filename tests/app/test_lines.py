@@ -126,7 +126,7 @@ def test_statistics_are_reestimated_from_training_images(pair: tuple[str, str], 
     assert not Path("b/diagnosis").exists()
     many = len(build.splits(build.open_run(Path("a")).call).train)
     refused = cli("interpolate", *pair, *SMALL, "--reestimate-bn", str(many + 1))
-    assert_error(refused, 1, f"--reestimate-bn can take the {many:,} training images at most, got {many + 1}")
+    assert_error(refused, 2, f"--reestimate-bn can take the {many:,} training images at most, got {many + 1}")
     out = cli("interpolate", *pair, *SMALL, "--reestimate-bn", "128").out
     assert "; between them BatchNorm re-estimated from 128 training images\n" in out
 
@@ -145,11 +145,11 @@ def test_a_checkpoint_for_each_run(pair: tuple[str, str], cli: Cli) -> None:
     record = json.loads(file.read_text())
     assert record["checkpoints"] == ["best", "finetuned"]
     assert [one["split"] for one in record["selection"]] == ["val", "test"]
-    assert_error(cli("interpolate", *pair, "--checkpoint", "base"), 1, "'base'", "hint: a has best, final, last")
+    assert_error(cli("interpolate", *pair, "--checkpoint", "base"), 2, "'base'", "hint: a has best, final, last")
     said = "hint: b has best, final, last, finetuned"
-    assert_error(cli("interpolate", *pair, "--checkpoint", "best,x"), 1, "unknown checkpoint 'x'", said)
+    assert_error(cli("interpolate", *pair, "--checkpoint", "best,x"), 2, "unknown checkpoint 'x'", said)
     for text in ("best,", "best,last,final"):
-        assert_error(cli("interpolate", *pair, "--checkpoint", text), 1, "one checkpoint of both runs", text)
+        assert_error(cli("interpolate", *pair, "--checkpoint", text), 2, "one checkpoint of both runs", text)
 
 
 def test_the_caption_says_how_equals_are_told_apart(pair: tuple[str, str], cli: Cli) -> None:
@@ -183,17 +183,17 @@ def test_a_run_and_itself(finished: Finished, cli: Cli) -> None:
         (("a", "b", "c"), 2, ("got 3",)),
         (("a", "b", "--alpha", "0"), 2, ("unknown option --alpha", "--alphas")),
         (("a", "nowhere"), 1, ("nowhere is not a run directory",)),
-        (("a", "b", "--alphas", "0.5,1"), 1, ("needs 0",)),
-        (("a", "b", "--alphas", "0,x"), 1, ("alphas are numbers",)),
-        (("a", "b", "--split", "train"), 1, ("unknown split 'train'",)),
-        (("a", "b", "--size", "71"), 1, ("between 1 and the 70 images",)),
-        (("a", "b", "--reestimate-bn", "0"), 1, ("--reestimate-bn must be at least 1 image, got 0",)),
-        (("a", "b", "--tolerance", "-1"), 1, ("--tolerance must be at least 0 points",)),
-        (("a", "b", "--pgd-runs", "0"), 1, ("runs",)),
-        (("a", "b", "--rel-step-size", "-1"), 1, ("step of an attack",)),
-        (("a", "b", "--entries", "all"), 1, ("unknown entries 'all'",)),
-        (("a", "b", "--checkpoint", "base"), 1, ("unknown checkpoint",)),
-        (("a", "b", "--out", "l.xyz"), 1, ("cannot write the picture",)),
+        (("a", "b", "--alphas", "0.5,1"), 2, ("needs 0",)),
+        (("a", "b", "--alphas", "0,x"), 2, ("alphas are numbers",)),
+        (("a", "b", "--split", "train"), 2, ("unknown split 'train'",)),
+        (("a", "b", "--size", "71"), 2, ("between 1 and the 70 images",)),
+        (("a", "b", "--reestimate-bn", "0"), 2, ("--reestimate-bn must be at least 1 image, got 0",)),
+        (("a", "b", "--tolerance", "-1"), 2, ("--tolerance must be at least 0 points",)),
+        (("a", "b", "--pgd-runs", "0"), 2, ("runs",)),
+        (("a", "b", "--rel-step-size", "-1"), 2, ("step of an attack",)),
+        (("a", "b", "--entries", "all"), 2, ("unknown entries 'all'",)),
+        (("a", "b", "--checkpoint", "base"), 2, ("unknown checkpoint",)),
+        (("a", "b", "--out", "l.xyz"), 2, ("cannot write the picture",)),
     ],
 )
 def test_what_is_refused(

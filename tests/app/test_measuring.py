@@ -112,7 +112,7 @@ def test_a_snapshot_is_evaluated_and_compared(cli: Cli, finished: Finished) -> N
 
     assert result.out.startswith("r, checkpoint snapshot-2 (step 2), digits test")
     assert found["snapshot-2 fgsm Linf 0.2"] == found["final fgsm Linf 0.2"]
-    assert_error(cli("evaluate", "r", "--checkpoint", "snapshot-9"), 1, "r has no snapshot-9", "last, snapshot-2")
+    assert_error(cli("evaluate", "r", "--checkpoint", "snapshot-9"), 2, "r has no snapshot-9", "last, snapshot-2")
 
 
 def test_other_data_with_the_same_classes(cli: Cli, finished: Finished) -> None:
@@ -142,23 +142,23 @@ def test_other_data_need_no_val_split_for_their_test_split(cli: Cli, finished: F
 @pytest.mark.parametrize(
     ("words", "code", "fragments"),
     [
-        (["r", "--eps", "8"], 1, ["eps must be a fraction", "got 8", "eps=8/255"]),
-        (["r", "--norm", "L2"], 1, ["the run's budget is one of Linf, one of L2 must be given", "--eps 0.5"]),
-        (["r", "--attack", "pgd-5", "--search-dtype", "bf16"], 1, ["--search-dtype is for ensembles", "autoattack"]),
-        (["r", "--attack", " , "], 1, ["--attack names no attack", "clean"]),
-        (["r", "--norm", "L3"], 1, ["unknown norm 'L3'", "Linf, L2"]),
-        (["r", "--norm", "L2", "--eps", "-1"], 1, ["eps must be positive and finite, got -1"]),
-        (["r", "--eps", "-8/255"], 1, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
-        (["--eps", "-8/255", "r"], 1, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
-        (["r", "--attack", "fgms"], 1, ["unknown attack 'fgms'", "did you mean fgsm?"]),
-        (["r", "--attack", "pdg-50"], 1, ["did you mean pgd-50? pgd-50-10 is PGD with 50 steps and 10 restarts"]),
-        (["r", "--checkpoint", "bset"], 1, ["unknown checkpoint 'bset'", "best, final, last"]),
-        (["r", "--split", "train"], 1, ["unknown split 'train'", "test, val"]),
-        (["r", "--batch-size", "0"], 1, ["batch_size must be at least 1"]),
-        (["r", "--device", "gpu"], 1, ["unknown device 'gpu'", "hint: use auto, cpu"]),
-        (["r", "--data", "digit"], 1, ["'digit'", "did you mean digits?"]),
-        (["r", "--data", "npz:three.npz"], 1, ["1x8x8 images of 10 classes", "1x8x8 images of 3"]),
-        (["r", "--data", "npz:large.npz"], 1, ["1x8x8 images of 10 classes", "3x16x16 images of 10"]),
+        (["r", "--eps", "8"], 2, ["eps must be a fraction", "got 8", "eps=8/255"]),
+        (["r", "--norm", "L2"], 2, ["the run's budget is one of Linf, one of L2 must be given", "--eps 0.5"]),
+        (["r", "--attack", "pgd-5", "--search-dtype", "bf16"], 2, ["--search-dtype is for ensembles", "autoattack"]),
+        (["r", "--attack", " , "], 2, ["--attack names no attack", "clean"]),
+        (["r", "--norm", "L3"], 2, ["unknown norm 'L3'", "Linf, L2"]),
+        (["r", "--norm", "L2", "--eps", "-1"], 2, ["eps must be positive and finite, got -1"]),
+        (["r", "--eps", "-8/255"], 2, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
+        (["--eps", "-8/255", "r"], 2, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
+        (["r", "--attack", "fgms"], 2, ["unknown attack 'fgms'", "did you mean fgsm?"]),
+        (["r", "--attack", "pdg-50"], 2, ["did you mean pgd-50? pgd-50-10 is PGD with 50 steps and 10 restarts"]),
+        (["r", "--checkpoint", "bset"], 2, ["unknown checkpoint 'bset'", "best, final, last"]),
+        (["r", "--split", "train"], 2, ["unknown split 'train'", "test, val"]),
+        (["r", "--batch-size", "0"], 2, ["batch_size must be at least 1"]),
+        (["r", "--device", "gpu"], 2, ["unknown device 'gpu'", "hint: use auto, cpu"]),
+        (["r", "--data", "digit"], 2, ["'digit'", "did you mean digits?"]),
+        (["r", "--data", "npz:three.npz"], 2, ["1x8x8 images of 10 classes", "1x8x8 images of 3"]),
+        (["r", "--data", "npz:large.npz"], 2, ["1x8x8 images of 10 classes", "3x16x16 images of 10"]),
         (["none"], 1, ["none is not a run directory", "gambeson runs list"]),
         ([], 2, ["evaluate needs one run directory, got 0"]),
         (["r", "s"], 2, ["evaluate needs one run directory, got 2"]),
@@ -180,7 +180,7 @@ def test_an_evaluation_that_cannot_work_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize("words", [["--test-size", "0"], ["--test-size", "-5"]], ids=" ".join)
 def test_a_test_size_of_nothing_is_said(words: list[str], cli: Cli, finished: Finished) -> None:
     finished("r")
-    assert_error(cli("evaluate", "r", *words), 1, "test", words[1])
+    assert_error(cli("evaluate", "r", *words), 2, "test", words[1])
 
 
 def test_a_val_split_that_is_empty_is_said(cli: Cli) -> None:

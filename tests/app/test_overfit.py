@@ -178,7 +178,7 @@ def test_a_training_without_sentinel_and_validation(cli: Cli) -> None:
     [
         ((), 2, ("diagnose overfitting needs one run directory, got 0",)),
         (("r", "--outt", "o.png"), 2, ("unknown option --outt", "--out")),
-        (("r", "--out", "picture"), 1, ("the picture picture needs an ending",)),
+        (("r", "--out", "picture"), 2, ("the picture picture needs an ending",)),
         (("none",), 1, ("none is not a run directory",)),
         (("empty",), 1, ("empty has no metrics: no training was begun in it",)),
         (("damaged",), 1, ("damaged/metrics.jsonl is damaged",)),

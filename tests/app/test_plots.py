@@ -12,7 +12,7 @@ from PIL import Image
 
 from app.helpers import Cli, assert_error
 from gambeson.app.plots import COLOURS, LABELS, PANELS, curves
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, GambesonError, InputError, RunError
 from gambeson.engine.run import Run
 
 Finished = Callable[[str], Path]
@@ -89,18 +89,20 @@ def test_a_run_without_metrics_is_refused(finished: Finished) -> None:
     run = Run.open(finished("r"))
     for content in ("", '{"step": 1, "epoch": 0.5, "train/loss": 2.0}\n'):
         run.metrics.write_text(content)
-        with pytest.raises(InputError, match="r: no validation and no sentinel in the metrics yet"):
+        with pytest.raises(RunError, match="r: no validation and no sentinel in the metrics yet"):
             curves([run], Path("r.svg"))
 
     assert not Path("r.svg").exists()
 
 
-@pytest.mark.parametrize("name", ["r.xyz", "nowhere/r.svg", "a-folder.svg"])
-def test_a_picture_that_cannot_be_written(name: str, finished: Finished) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"), [("r.xyz", InputError), ("nowhere/r.svg", FileError), ("a-folder.svg", FileError)]
+)
+def test_a_picture_that_cannot_be_written(name: str, kind: type[GambesonError], finished: Finished) -> None:
     run = Run.open(finished("r"))
     Path("a-folder.svg").mkdir()
     before = sorted(Path().rglob("*"))
-    with pytest.raises(InputError, match=f"cannot write the picture {name}: .") as error:
+    with pytest.raises(kind, match=f"cannot write the picture {name}: .") as error:
         curves([run], Path(name))
 
     assert error.value.hint == "name a .svg or .png file"
@@ -152,5 +154,5 @@ def test_a_plot_of_nothing_is_wrong_usage(cli: Cli) -> None:
 def test_a_plot_that_cannot_be_written_is_said(cli: Cli, finished: Finished) -> None:
     finished("r")
     assert_error(
-        cli("runs", "compare", "r", "--plot", "x.xyz"), 1, "cannot write the picture x.xyz", "name a .svg or .png"
+        cli("runs", "compare", "r", "--plot", "x.xyz"), 2, "cannot write the picture x.xyz", "name a .svg or .png"
     )

@@ -424,8 +424,8 @@ def test_nothing_of_a_run_is_changed(finished: Finished, cli: Cli) -> None:
     [
         ((), 2, "report needs a run directory"),
         (("nowhere",), 1, "nowhere is not a run directory"),
-        (("run", "--examples", "65"), 1, "--examples must be between 0 and 64"),
-        (("run", "--examples", "0", "--out", "page.txt"), 1, "must end in .html"),
+        (("run", "--examples", "65"), 2, "--examples must be between 0 and 64"),
+        (("run", "--examples", "0", "--out", "page.txt"), 2, "must end in .html"),
         (("run", "--examples", "0", "--out", "no/page.html"), 1, "cannot write"),
     ],
 )

@@ -325,7 +325,7 @@ def test_the_best_weights_in_the_place_of_the_last_state_are_refused(cli: Cli, f
     [
         ([], 2, "resume needs one run directory, got 0"),
         (["none"], 1, "none is not a run directory"),
-        (["r", "--device", "gpu"], 1, "unknown device 'gpu'"),
+        (["r", "--device", "gpu"], 2, "unknown device 'gpu'"),
     ],
     ids=str,
 )

@@ -79,12 +79,12 @@ def test_json_of_some_layers_stands_alone(cli: Cli, finished: Finished) -> None:
     [
         ((), 2, ("diagnose spectra needs one run directory, got 0",)),
         (("r", "--layer", "conv1"), 2, ("unknown option --layer", "--layers")),
-        (("r", "--layers", "formr"), 1, ("no layer and no group 'formr'", "former")),
-        (("r", "--checkpoint", "newest"), 1, ("unknown checkpoint 'newest'",)),
-        (("r", "--checkpoint", "snapshots"), 1, ("r kept no snapshots", "--snapshots N")),
-        (("r", "--checkpoint", "best,snapshot-7"), 1, ("r kept no snapshots", "best, final, last")),
-        (("r", "--checkpoint", ","), 1, ("--checkpoint names no checkpoint",)),
-        (("r", "--out", "picture"), 1, ("the picture picture needs an ending",)),
+        (("r", "--layers", "formr"), 2, ("no layer and no group 'formr'", "former")),
+        (("r", "--checkpoint", "newest"), 2, ("unknown checkpoint 'newest'",)),
+        (("r", "--checkpoint", "snapshots"), 2, ("r kept no snapshots", "--snapshots N")),
+        (("r", "--checkpoint", "best,snapshot-7"), 2, ("r kept no snapshots", "best, final, last")),
+        (("r", "--checkpoint", ","), 2, ("--checkpoint names no checkpoint",)),
+        (("r", "--out", "picture"), 2, ("the picture picture needs an ending",)),
         (("none",), 1, ("none is not a run directory",)),
     ],
 )

@@ -89,9 +89,9 @@ def test_a_run_from_before_there_was_a_choice_is_read_into_memory(cli: Cli, mine
     ("args", "code", "words"),
     [
         ((*DATA, "--stream", "maybe"), 2, "--stream needs one of auto, on, off"),
-        ((*DATA, "--workers", "-1"), 1, "workers must be at least 0, got -1"),
-        (("--data", "digits", "--stream", "on"), 1, "--stream on does not apply to digits"),
-        (("--data", "digits", "--workers", "2"), 1, "--workers 2 does not apply to digits"),
+        ((*DATA, "--workers", "-1"), 2, "workers must be at least 0, got -1"),
+        (("--data", "digits", "--stream", "on"), 2, "--stream on does not apply to digits"),
+        (("--data", "digits", "--workers", "2"), 2, "--workers 2 does not apply to digits"),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(args: tuple[str, ...], code: int, words: str, cli: Cli, mine: Path) -> None:

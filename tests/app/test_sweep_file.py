@@ -8,7 +8,7 @@ import pytest
 
 from app.helpers import write_sweep
 from gambeson.app.sweep_file import corruption_options, count_of, read_sweep, seeds_of, split
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +34,13 @@ def test_what_yaml_merges_is_not_said_twice() -> None:
     ("text", "said"),
     [
         ("- 1\n", "s.yaml must be a table with seeds, rows"),
-        ("a: [\n", "s.yaml is not YAML"),
-        ("rows: {a: fgsm}\nrows: {b: fgsm}\n", "'rows' stands there twice"),
-        ("rows:\n  a: {method: fgsm, method: n-lap}\n", "'method' stands there twice"),
+        (
+            "a: [\n",
+            "s.yaml is not YAML: expected the node content, but found '<stream end>' while parsing a flow node (line ",
+        ),
+        ("a: \0\n", "s.yaml is not YAML: special characters are not allowed (character 4)"),
+        ("rows: {a: fgsm}\nrows: {b: fgsm}\n", "s.yaml: 'rows' stands there twice (line 2, column 1)"),
+        ("rows:\n  a: {method: fgsm, method: n-lap}\n", "s.yaml: 'method' stands there twice (line 2, column 21)"),
         ("rwos: {a: fgsm}\n", "s.yaml: unknown key 'rwos'\nhint: did you mean rows?"),
     ],
 )
@@ -44,12 +48,13 @@ def test_what_is_no_sweep_is_refused(text: str, said: str) -> None:
     with pytest.raises(InputError) as refused:
         read_sweep(write_sweep(text))
     assert said in str(refused.value)
+    assert "unicode" not in str(refused.value)  # what the parser calls a text without a file
 
 
 def test_a_file_that_is_not_there_is_refused_with_the_nearest() -> None:
     write_sweep("seeds: [0]\n", "story.yaml")
 
-    with pytest.raises(InputError, match=r"cannot read storey.yaml.*\n.*did you mean story.yaml"):
+    with pytest.raises(FileError, match=r"cannot read storey.yaml.*\n.*did you mean story.yaml"):
         read_sweep(Path("storey.yaml"))
 
 

@@ -15,7 +15,7 @@ from app.helpers import make_run, write_sweep
 from gambeson.app import sweep_jobs, sweep_slurm
 from gambeson.app.sweep_plan import Plan, plan_of
 from gambeson.app.sweep_slurm import Task, parameters_of, queue, submit, submitted
-from gambeson.core.errors import InputError, RunError
+from gambeson.core.errors import GambesonError, InputError, RunError
 
 TEXT = "seeds: [0, 1]\nattack: clean\nrows:\n  a: fgsm\n  b: {base: a, finetune: bn}\n"
 
@@ -130,7 +130,7 @@ def test_without_submitit_the_command_to_install_it_is_named(monkeypatch: pytest
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match=r"submitit is not installed\nhint: pip install 'gambeson\[slurm\]'"):
+    with pytest.raises(GambesonError, match=r"submitit is not installed\nhint: pip install 'gambeson\[slurm\]'"):
         submit(planned(), {"timeout_min": 9})
 
 

@@ -141,19 +141,19 @@ WRONG = [
     ((), 2, "sweep needs one file, got 0"),
     (("s.yaml", "t.yaml"), 2, "sweep needs one file, got 2"),
     (("missing.yaml",), 1, "cannot read missing.yaml"),
-    (("s.yaml", "--jobs", "0"), 1, "--jobs must be at least 1, got 0"),
+    (("s.yaml", "--jobs", "0"), 2, "--jobs must be at least 1, got 0"),
     (("s.yaml", "--job", "2"), 2, "did you mean --jobs"),
-    (("s.yaml", "--json", "--csv"), 1, "one form at a time, got --json and --csv"),
-    (("s.yaml", "--executor", "slrum"), 1, "unknown executor 'slrum'"),
-    (("s.yaml", "--slurm", "partition=gpu"), 1, "--executor slurm"),
-    (("s.yaml", "--executor", "slurm", "--jobs", "2"), 1, "--jobs is for runs on this machine"),
-    (("s.yaml", "--executor", "slurm", "--slurm", "partition=gpu"), 1, "needs a limit of time"),
-    (("s.yaml", "--devices", "gpu0"), 1, "unknown device 'gpu0'"),
-    (("s.yaml", "--devices", "cuda:99"), 1, "'cuda:99' is not there"),
-    (("s.yaml", "--devices", ","), 1, "--devices names no device"),
-    (("s.yaml", "--only", "bc"), 1, "did you mean b c?"),
+    (("s.yaml", "--json", "--csv"), 2, "one form at a time, got --json and --csv"),
+    (("s.yaml", "--executor", "slrum"), 2, "unknown executor 'slrum'"),
+    (("s.yaml", "--slurm", "partition=gpu"), 2, "--executor slurm"),
+    (("s.yaml", "--executor", "slurm", "--jobs", "2"), 2, "--jobs is for runs on this machine"),
+    (("s.yaml", "--executor", "slurm", "--slurm", "partition=gpu"), 2, "needs a limit of time"),
+    (("s.yaml", "--devices", "gpu0"), 2, "unknown device 'gpu0'"),
+    (("s.yaml", "--devices", "cuda:99"), 2, "'cuda:99' is not there"),
+    (("s.yaml", "--devices", ","), 2, "--devices names no device"),
+    (("s.yaml", "--only", "bc"), 2, "did you mean b c?"),
     (("s.yaml", "--root", "s.yaml"), 1, "s.yaml is no folder"),
-    (("s.yaml", "--table", "--interval", "wald"), 1, "unknown interval 'wald'"),
+    (("s.yaml", "--table", "--interval", "wald"), 2, "unknown interval 'wald'"),
 ]
 
 
@@ -172,7 +172,7 @@ def test_wrong_usage_is_refused(words: tuple[str, ...], code: int, said: str, cl
 def test_devices_and_a_rows_own_device_contradict_each_other(cli: Cli) -> None:
     write_sweep(f"{TEXT}common: {{device: cpu}}\n")
 
-    assert_error(cli("sweep", "s.yaml", "--devices", "cpu"), 1, "row 'a' says --device, and --devices hands them out")
+    assert_error(cli("sweep", "s.yaml", "--devices", "cpu"), 2, "row 'a' says --device, and --devices hands them out")
 
 
 def test_two_sweeps_do_not_share_a_folder(cli: Cli) -> None:

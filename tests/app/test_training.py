@@ -348,56 +348,62 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(c
 
 
 @pytest.mark.parametrize(
-    ("words", "fragments"),
+    ("words", "code", "fragments"),
     [
-        (["--eps", "8"], ["eps must be a fraction of the pixel range in (0, 1], got 8", "8 grey levels are eps=8/255"]),
-        (["--eps", "-0.1"], ["eps must be a fraction of the pixel range", "got -0.1"]),
-        (["--eps", "-8/255"], ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
-        (["--eps=-8/255"], ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
-        (["--eps", "0"], ["eps must be a fraction of the pixel range", "got 0"]),
-        (["--data", "digit"], ["'digit'", "did you mean digits?"]),
-        (["--data", "ciphar10"], ["'ciphar10'", "did you mean cifar10"]),
-        (["--data", "folder:nowhere"], ["there is no folder nowhere"]),
-        (["--data", "folder:"], ["folder: needs a path"]),
-        (["--data", "npz:nowhere.npz"], ["there is no file nowhere.npz"]),
+        (
+            ["--eps", "8"],
+            2,
+            ["eps must be a fraction of the pixel range in (0, 1], got 8", "8 grey levels are eps=8/255"],
+        ),
+        (["--eps", "-0.1"], 2, ["eps must be a fraction of the pixel range", "got -0.1"]),
+        (["--eps", "-8/255"], 2, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
+        (["--eps=-8/255"], 2, ["eps must be a fraction of the pixel range in (0, 1], got -0.0313725"]),
+        (["--eps", "0"], 2, ["eps must be a fraction of the pixel range", "got 0"]),
+        (["--data", "digit"], 2, ["'digit'", "did you mean digits?"]),
+        (["--data", "ciphar10"], 2, ["'ciphar10'", "did you mean cifar10"]),
+        (["--data", "folder:nowhere"], 1, ["there is no folder nowhere"]),
+        (["--data", "folder:"], 2, ["folder: needs a path"]),
+        (["--data", "npz:nowhere.npz"], 1, ["there is no file nowhere.npz"]),
         (
             ["--data", "cifar10", "--data-dir", "nowhere"],
+            1,
             ["is not in", "nowhere", "cannot be downloaded", "--data-dir"],
         ),
-        (["--data", "cifar10", "--data-dir", "a-file"], ["a-file is a file"]),
-        (["--model", "smal-cnn"], ["'smal-cnn'", "did you mean small-cnn?"]),
-        (["--model", "small-cnn", "--width", "8"], ["small-cnn comes in one width only"]),
-        (["--attack", "clean,fgms"], ["unknown attack 'fgms'", "did you mean fgsm?"]),
-        (["--attack", "pgd-0"], ["unknown attack 'pgd-0'"]),
+        (["--data", "cifar10", "--data-dir", "a-file"], 1, ["a-file is a file"]),
+        (["--model", "smal-cnn"], 2, ["'smal-cnn'", "did you mean small-cnn?"]),
+        (["--model", "small-cnn", "--width", "8"], 2, ["small-cnn comes in one width only"]),
+        (["--attack", "clean,fgms"], 2, ["unknown attack 'fgms'", "did you mean fgsm?"]),
+        (["--attack", "pgd-0"], 2, ["unknown attack 'pgd-0'"]),
         (
             ["--attack", "pdg-50"],
+            2,
             ["unknown attack 'pdg-50'\nhint: did you mean pgd-50? pgd-50-10 is PGD with 50 steps and 10 restarts"],
         ),
-        (["--device", "gpu"], ["unknown device 'gpu'", "hint: use auto, cpu, cuda, cuda:N or mps"]),
-        (["--batch-size", "2000"], ["between 1 and the 1330 training images, got 2000", "--batch-size 128 or less"]),
-        (["--train-size", "50"], ["between 1 and the 50 training images, got 128", "--batch-size 50 or less"]),
-        (["--train-size", "0"], ["--train-size must be between 1 and the 1330 training images, got 0"]),
-        (["--val-fraction", "1"], ["val_fraction must be in [0, 1), got 1"]),
-        (["--val-fraction", "0.001"], ["holding out 0.001", "without any image of class", "val_fraction=0"]),
-        (["--epochs", "0"], ["epochs must be at least 1, got 0"]),
-        (["--lr", "-1"], ["lr must lie in [0, inf), got -1"]),
-        (["--momentum", "1"], ["momentum must lie in [0, 1), got 1"]),
-        (["--seed", "-1"], ["seed must lie in [0, 2^63), got -1"]),
-        (["--seed", str(2**63)], [f"seed must lie in [0, 2^63), got {2**63}"]),
-        (["--beta", "-1"], ["LAP needs beta >= 0", "beta=-1"]),
-        (["--ema", "2"], ["the decay of a moving average lies in (0, 1), got 2"]),
-        (["--pad", "-3"], ["pad must be at least 0, got -3"]),
-        (["--pad", "9", "--fill", "reflect"], ["a crop padding of 9 pixels does not fit images of 8 pixels"]),
-        (["--size", "16"], ["size=16 does not apply to digits"]),
-        (["--verify", "--data", "npz:x.npz"], ["verify does not apply to npz:PATH"]),
-        (["--run", "a-file/r"], ["cannot write the run directory a-file/r", "choose another with --run"]),
-        (["--run", "a-folder"], ["a-folder exists already; nothing was overwritten", "gambeson resume a-folder"]),
-        (["--run", "a-file"], ["a-file exists already; nothing was overwritten"]),
+        (["--device", "gpu"], 2, ["unknown device 'gpu'", "hint: use auto, cpu, cuda, cuda:N or mps"]),
+        (["--batch-size", "2000"], 2, ["between 1 and the 1330 training images, got 2000", "--batch-size 128 or less"]),
+        (["--train-size", "50"], 2, ["between 1 and the 50 training images, got 128", "--batch-size 50 or less"]),
+        (["--train-size", "0"], 2, ["--train-size must be between 1 and the 1330 training images, got 0"]),
+        (["--val-fraction", "1"], 2, ["val_fraction must be in [0, 1), got 1"]),
+        (["--val-fraction", "0.001"], 1, ["holding out 0.001", "without any image of class", "val_fraction=0"]),
+        (["--epochs", "0"], 2, ["epochs must be at least 1, got 0"]),
+        (["--lr", "-1"], 2, ["lr must lie in [0, inf), got -1"]),
+        (["--momentum", "1"], 2, ["momentum must lie in [0, 1), got 1"]),
+        (["--seed", "-1"], 2, ["seed must lie in [0, 2^63), got -1"]),
+        (["--seed", str(2**63)], 2, [f"seed must lie in [0, 2^63), got {2**63}"]),
+        (["--beta", "-1"], 2, ["LAP needs beta >= 0", "beta=-1"]),
+        (["--ema", "2"], 2, ["the decay of a moving average lies in (0, 1), got 2"]),
+        (["--pad", "-3"], 2, ["pad must be at least 0, got -3"]),
+        (["--pad", "9", "--fill", "reflect"], 2, ["a crop padding of 9 pixels does not fit images of 8 pixels"]),
+        (["--size", "16"], 2, ["size=16 does not apply to digits"]),
+        (["--verify", "--data", "npz:x.npz"], 2, ["verify does not apply to npz:PATH"]),
+        (["--run", "a-file/r"], 1, ["cannot write the run directory a-file/r", "choose another with --run"]),
+        (["--run", "a-folder"], 1, ["a-folder exists already; nothing was overwritten", "gambeson resume a-folder"]),
+        (["--run", "a-file"], 1, ["a-file exists already; nothing was overwritten"]),
     ],
     ids=str,
 )
 def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(
-    words: list[str], fragments: list[str], cli: Cli, here: Path
+    words: list[str], code: int, fragments: list[str], cli: Cli, here: Path
 ) -> None:
     Path("a-file").write_text("kept")
     Path("a-folder").mkdir()
@@ -407,7 +413,7 @@ def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(
     result = cli("train", "n-lap", *words, *run)
 
     downloading = "Downloading data from"
-    assert_error(result._replace(err="\n".join(x for x in result.err.splitlines() if downloading not in x)), 1)
+    assert_error(result._replace(err="\n".join(x for x in result.err.splitlines() if downloading not in x)), code)
     for fragment in fragments:
         assert fragment in result.err
     assert fingerprint(here) == before
@@ -415,12 +421,12 @@ def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(
 
 @pytest.mark.parametrize("size", ["0", "-5"])
 def test_a_test_size_below_one_is_refused(size: str, cli: Cli) -> None:
-    assert_error(cli("train", "n-lap", *FAST, "--test-size", size, "--run", "r"), 1, "test", size)
+    assert_error(cli("train", "n-lap", *FAST, "--test-size", size, "--run", "r"), 2, "test", size)
     assert not Path("r").exists()
 
 
 def test_a_seed_beyond_64_bits(cli: Cli) -> None:
-    assert_error(cli("train", "n-lap", *FAST, "--seed", "9" * 30, "--run", "r"), 1, "seed must lie in [0, 2^63)")
+    assert_error(cli("train", "n-lap", *FAST, "--seed", "9" * 30, "--run", "r"), 2, "seed must lie in [0, 2^63)")
     assert not Path("r").exists()
 
 
@@ -429,7 +435,7 @@ def test_the_largest_seed_trains(cli: Cli) -> None:
 
 
 def test_probe_every_below_zero_is_refused(cli: Cli) -> None:
-    assert cli("train", "n-lap", *FAST, "--probe-every", "-1", "--run", "r").code == 1
+    assert cli("train", "n-lap", *FAST, "--probe-every", "-1", "--run", "r").code == 2
 
 
 def test_an_existing_run_is_refused_and_untouched(cli: Cli, finished: Finished) -> None:

@@ -113,7 +113,7 @@ def test_only_statistics_move_in_bn(base: Path, cli: Cli) -> None:
 def test_wrong_options_are_said_before_a_run_is_made(
     words: tuple[str, ...], fragments: tuple[str, ...], base: Path, cli: Cli
 ) -> None:
-    assert_error(cli("finetune", "rift", str(base), "--run", "new", "--device", "cpu", *words), 1, *fragments)
+    assert_error(cli("finetune", "rift", str(base), "--run", "new", "--device", "cpu", *words), 2, *fragments)
     assert not Path("new").exists()
 
 
@@ -520,7 +520,7 @@ def test_the_same_call_with_weights_goes_on(base: Path, cli: Cli) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_before_a_run_is_made(words: tuple[str, ...], base: Path, cli: Cli) -> None:
-    assert cli("finetune", "rift", str(base), *SHORT, *words, "--run", "new").code == 1
+    assert cli("finetune", "rift", str(base), *SHORT, *words, "--run", "new").code == 2
     assert not Path("new").exists()
 
 

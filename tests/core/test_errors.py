@@ -1,12 +1,16 @@
 import pytest
 
+from gambeson.app.parsing import UsageError
 from gambeson.core.errors import (
     CheckpointError,
     DataError,
     DivergenceError,
+    FileError,
     GambesonError,
     InputError,
+    ProcessError,
     RunError,
+    UnhealthyError,
     nearest,
 )
 
@@ -18,13 +22,19 @@ def test_the_hint_is_printed_below_the_message() -> None:
     assert str(GambesonError("eps is 8")) == "eps is 8"
 
 
-@pytest.mark.parametrize("kind", [CheckpointError, DataError, DivergenceError, InputError, RunError])
+@pytest.mark.parametrize("kind", [CheckpointError, DataError, DivergenceError, FileError, InputError, RunError])
 def test_every_error_is_caught_as_one(kind: type[GambesonError]) -> None:
     assert issubclass(kind, GambesonError)
 
 
 def test_an_input_error_is_a_value_error() -> None:
     assert issubclass(InputError, ValueError)
+
+
+def test_what_was_written_wrongly_ends_with_2_and_what_fails_with_1() -> None:
+    failures = (CheckpointError, DataError, DivergenceError, FileError, ProcessError, RunError, UnhealthyError)
+    assert {kind.exit_code for kind in failures} == {GambesonError.exit_code} == {1}
+    assert {InputError.exit_code, UsageError.exit_code} == {2}
 
 
 def test_nearest_names_close_names_best_first() -> None:

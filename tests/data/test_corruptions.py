@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, InputError
 from gambeson.core.streams import Streams
 from gambeson.data.corruptions import CIFAR, CORRUPTIONS, SETS, TABLES, TINY, corrupt, read_textures, table_name
 from gambeson.data.corruptions.blur import defocus_blur, disk
@@ -439,11 +439,11 @@ def test_textures_of_a_folder(tmp_path: Path) -> None:
     x = pictures(2)
     assert torch.equal(corrupt(x, "frost", 1, textures=tmp_path), corrupt(x, "frost", 1, textures=found))
     (tmp_path / "frost3.png").write_bytes(b"damaged")
-    with pytest.raises(InputError, match=r"frost3\.png cannot be decoded"):
+    with pytest.raises(FileError, match=r"frost3\.png cannot be decoded"):
         read_textures(tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(FileError, match="holds no images"):
         read_textures(empty)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
@@ -257,7 +257,7 @@ def test_labels_that_no_prediction_has_are_refused(robust: nn.Module, digits: Sp
     x = digits.test.x[:8]
     with torch.no_grad():
         wrong = (robust(x.float() / 255).argmax(1) + 1) % 10
-    with pytest.raises(InputError, match="all 8 images are misclassified without attack"):
+    with pytest.raises(UnhealthyError, match="all 8 images are misclassified without attack"):
         diagnose_masking(robust, x, wrong, EPS, num_classes=10)
 
 

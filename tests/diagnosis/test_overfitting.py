@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, RunError
 from gambeson.data import load
 from gambeson.diagnosis import diagnose_overfitting, draw_overfitting
 from gambeson.diagnosis.collapse import EVENT
@@ -189,7 +189,7 @@ def test_damaged_rows_are_left_out_and_counted() -> None:
 
 def test_metrics_that_hold_nothing_and_strange_reports_are_refused() -> None:
     for rows in ([], [{"step": 5, "epoch": 0.1, "event": "rollback 1 of 3"}]):
-        with pytest.raises(InputError, match="no look of a sentinel, no validation and no line of training"):
+        with pytest.raises(RunError, match="no look of a sentinel, no validation and no line of training"):
             diagnose_overfitting(rows)
     with pytest.raises(InputError, match="reports are of best and final, got last"):
         diagnose_overfitting(ROBUST, reports={"last": reports(1, 1)["best"]})

@@ -7,23 +7,25 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, GambesonError, InputError
 from gambeson.diagnosis.pictures import require_picture, save
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "kind", "reason"),
     [
-        ("picture", "needs an ending"),
-        ("a.xyz", ".xyz is no format"),
-        ("a.json", ".json is no format"),
-        ("folder.png", "it is a folder"),
-        ("nowhere/a.png", "there is no folder"),
+        ("picture", InputError, "needs an ending"),
+        ("a.xyz", InputError, ".xyz is no format"),
+        ("a.json", InputError, ".json is no format"),
+        ("folder.png", FileError, "it is a folder"),
+        ("nowhere/a.png", FileError, "there is no folder"),
     ],
 )
-def test_what_cannot_be_written_is_said_before(name: str, reason: str, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_said_before(
+    name: str, kind: type[GambesonError], reason: str, tmp_path: Path
+) -> None:
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(kind, match=reason):
         require_picture(tmp_path / name)
 
 

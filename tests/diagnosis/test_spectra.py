@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.types import Task
 from gambeson.diagnosis.spectra import measure_spectra, spectrum
 from gambeson.models import create
@@ -78,7 +78,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     broken = nn.Linear(3, 4)
     with torch.no_grad():
         broken.weight[0, 0] = math.nan
-    with pytest.raises(InputError, match="last has weights that are not finite: weight"):
+    with pytest.raises(UnhealthyError, match="last has weights that are not finite: weight"):
         measure_spectra({"last": broken})
     with pytest.raises(InputError, match="no layer 'head'"):
         measure_spectra({"a": model}).of("head")

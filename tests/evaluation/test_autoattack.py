@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks import FAB, AutoPGD, Search, Square
-from gambeson.core.errors import InputError
+from gambeson.core.errors import InputError, RunError, UnhealthyError
 from gambeson.core.threat import L2, Linf, Threat
 from gambeson.core.types import Batch
 from gambeson.evaluation import (
@@ -214,16 +214,16 @@ def test_a_foreign_state_is_refused_and_every_difference_named(
         ((net, x.flip(0), y.flip(0)), THREATS[0], {}, ("images is ", "labels is ")),
     ]
     for other, threat, options, differences in cases:
-        with pytest.raises(InputError, match="the state of another evaluation") as error:
+        with pytest.raises(RunError, match="the state of another evaluation") as error:
             attack(other, threat, ledger=tmp_path, **options)
         assert all(text in str(error.value) for text in differences), error.value
     with torch.no_grad():
         net[4].bias[0] += 1e-3
-    with pytest.raises(InputError, match="weights is '"):
+    with pytest.raises(RunError, match="weights is '"):
         attack(setting, ledger=tmp_path)
     (tmp_path / "not-state").mkdir()
     (tmp_path / "not-state/file").touch()
-    with pytest.raises(InputError, match="is not empty and holds no state"):
+    with pytest.raises(RunError, match="is not empty and holds no state"):
         attack(setting, ledger=tmp_path / "not-state")
 
 
@@ -232,13 +232,13 @@ def test_damaged_state_is_refused(setting: tuple[nn.Sequential, Tensor, Tensor],
     file = sorted(tmp_path.glob("apgd-ce-*.safetensors"))[0]
     content = file.read_bytes()
     file.write_bytes(content[:-9])
-    with pytest.raises(InputError, match=r"apgd-ce-.* is damaged"):
+    with pytest.raises(RunError, match=r"apgd-ce-.* is damaged"):
         attack(setting, ledger=tmp_path)
     whole = bytearray(content)
     whole[-64:] = bytes(64)  # pixels of the last image
     file.write_bytes(bytes(whole))
     (tmp_path / "identity.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(RunError, match="cannot be read"):
         attack(setting, ledger=tmp_path)
 
 
@@ -254,7 +254,7 @@ def test_stored_images_are_verified(setting: tuple[nn.Sequential, Tensor, Tensor
         tensors = {name: content.get_tensor(name) for name in ("index", "fooled", "x_adv")}
     tensors["x_adv"] = x[tensors["index"][tensors["fooled"]]]  # the clean images fool nobody
     save_file(tensors, file, metadata=metadata)
-    with pytest.raises(InputError, match=r"of the adversarial images .* of apgd-ce do not fool the model"):
+    with pytest.raises(RunError, match=r"of the adversarial images .* of apgd-ce do not fool the model"):
         attack(setting, ledger=tmp_path)
 
 
@@ -339,14 +339,14 @@ def test_a_randomised_model_needs_another_version(setting: tuple[nn.Sequential, 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x + 0.001 * torch.randn_like(x))  # type: ignore[no-any-return]
 
-    with pytest.raises(InputError, match="the model is randomised") as error:
+    with pytest.raises(UnhealthyError, match="the model is randomised") as error:
         autoattack(Noisy(), x, y, Linf(0.01), num_classes=6)
     assert "rand" in str(error.value.hint)
 
 
 def test_the_model_is_examined_before(setting: tuple[nn.Sequential, Tensor, Tensor]) -> None:
     net, x, y = setting
-    with pytest.raises(InputError, match="probabilities"):
+    with pytest.raises(UnhealthyError, match="probabilities"):
         attack((nn.Sequential(net, nn.Softmax(1)), x, y), checks=True)
 
 

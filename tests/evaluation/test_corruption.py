@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import DataError, InputError
 from gambeson.data import corrupt
 from gambeson.data.splits import Examples
 from gambeson.evaluation import CorruptionReport, evaluate_corruptions, wilson
@@ -142,5 +142,5 @@ def test_labels_must_not_differ() -> None:
     def source(name: str, level: int) -> Examples:
         return Examples(grey(50, 200), torch.tensor([0, level % 2]))
 
-    with pytest.raises(InputError, match="the labels of fog at severity 2 are not those of the others"):
+    with pytest.raises(DataError, match="the labels of fog at severity 2 are not those of the others"):
         evaluate_corruptions(Threshold(), source, ("fog",), num_classes=2)

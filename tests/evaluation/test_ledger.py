@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import RunError
 from gambeson.evaluation.ledger import Ledger
 
 
@@ -31,7 +31,7 @@ def test_another_process_writes_the_identity_meanwhile(
     if seed == 0:
         Ledger(tmp_path, {"seed": 0})
     else:
-        with pytest.raises(InputError, match="seed is 1 there, 0 here"):
+        with pytest.raises(RunError, match="seed is 1 there, 0 here"):
             Ledger(tmp_path, {"seed": 0})
 
 
@@ -46,5 +46,5 @@ def test_what_a_kill_left_half_written_is_no_state(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "state").touch()
 
-    with pytest.raises(InputError, match="state is a file"):
+    with pytest.raises(RunError, match="state is a file"):
         Ledger(tmp_path / "state", {})

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gambeson.core.errors import CheckpointError, GambesonWarning
+from gambeson.core.errors import CheckpointError, GambesonWarning, InputError
 from gambeson.core.types import Task
 from gambeson.models import MODELS, create
 from gambeson.models.foreign import KEYS, find_weights, fit_names, fitting_models, read_content, read_weights
@@ -292,7 +292,7 @@ def test_a_key_may_lead_through_tables() -> None:
         ("epoch", "has under epoch is not a state dict", "state dicts are under a.b"),
         ("epoch.x", "has no key 'x' under epoch", None),
     ):
-        with pytest.raises(CheckpointError, match=said) as caught:
+        with pytest.raises(InputError, match=said) as caught:
             find_weights(content, FILE, key=key)
         assert caught.value.hint == hint
     with pytest.raises(CheckpointError, match="no state dict: its keys are last, epoch") as caught:

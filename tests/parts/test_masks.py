@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, InputError
 from gambeson.parts import Jet, MaskFile, Quadrant, Quantile, Random, ZScore, create_mask
 from gambeson.parts.cam import normalised
 from gambeson.parts.masks import bicubic_matrix, jet_table, upsample
@@ -223,13 +223,13 @@ def test_a_file_of_masks_is_read(kind: str, dtype: str, shape: tuple[int, ...], 
 )
 def test_masks_of_another_count_or_shape_are_refused(shape: tuple[int, ...], said: str, tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", drawn(*shape))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(FileError, match=said):
         MaskFile(str(tmp_path / "masks.npy")).read(COUNT, CHANNELS, SIZE)
 
 
 def test_the_shapes_of_grey_images_are_named_once(tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", drawn(6, 3, 4, 5))
-    with pytest.raises(InputError, match=r"needed is \(6, 4, 5\) or \(6, 1, 4, 5\)\n"):
+    with pytest.raises(FileError, match=r"needed is \(6, 4, 5\) or \(6, 1, 4, 5\)\n"):
         MaskFile(str(tmp_path / "masks.npy")).read(COUNT, 1, SIZE)
 
 
@@ -247,7 +247,7 @@ def test_the_shapes_of_grey_images_are_named_once(tmp_path: Path) -> None:
 )
 def test_other_values_than_0_and_1_are_refused(values: Array, tmp_path: Path) -> None:
     np.save(tmp_path / "masks.npy", values)
-    with pytest.raises(InputError, match=r"masks of bool, or of 0 and 1\nhint: save `masks > 0.5` for soft masks"):
+    with pytest.raises(FileError, match=r"masks of bool, or of 0 and 1\nhint: save `masks > 0.5` for soft masks"):
         MaskFile(str(tmp_path / "masks.npy")).read(COUNT, CHANNELS, SIZE)
 
 
@@ -295,7 +295,7 @@ def unreadable(kind: str, path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("masks.npz" if "npz" in kind else "masks.npy")
     unreadable(kind, path)
-    with pytest.raises(InputError, match=r"cannot read the masks .*masks\.np.*\nhint: numpy\.save"):
+    with pytest.raises(FileError, match=r"cannot read the masks .*masks\.np.*\nhint: numpy\.save"):
         MaskFile(str(path)).read(COUNT, CHANNELS, SIZE)
 
 
@@ -305,7 +305,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     (tmp_path / "masks.npy").write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(InputError, match="cannot read the masks"):
+    with pytest.raises(FileError, match="cannot read the masks"):
         MaskFile(str(tmp_path / "masks.npy")).read(COUNT, CHANNELS, SIZE)
     assert not (tmp_path / "sprung").exists()
 
@@ -313,7 +313,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("names", "held"), [(["train", "test"], "train, test"), ([], "none")])
 def test_an_archive_of_more_or_less_than_one_array_is_refused(names: list[str], held: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "masks.npz", **{name: drawn(6, 4, 5) for name in names})
-    with pytest.raises(InputError, match=rf"masks\.npz must hold one array of masks, it holds {held}$"):
+    with pytest.raises(FileError, match=rf"masks\.npz must hold one array of masks, it holds {held}$"):
         MaskFile(str(tmp_path / "masks.npz")).read(COUNT, CHANNELS, SIZE)
 
 

@@ -11,7 +11,7 @@ from gambeson.app.report.charts import Line, Mark, line_chart
 from gambeson.app.report.intervals import accuracy_ends, caption, images_of
 from gambeson.app.report.records import Records
 from gambeson.app.report.words import budget, duration, percent, stamp
-from gambeson.core.errors import GambesonError, InputError
+from gambeson.core.errors import GambesonError, RunError
 from gambeson.core.tables import flat
 from gambeson.engine.history import epoch_means
 from gambeson.engine.run import read_json
@@ -115,7 +115,7 @@ def overfitting(records: Records) -> Section | None:
         reports = {}  # what cannot be read is named already
     try:
         found = diagnose_overfitting(records.rows, reports=reports, complete="final" in records.steps)
-    except InputError:
+    except RunError:
         return None
     data = found.to_dict()
     blocks: list[Block] = [Words(data["sentence"])]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gambeson.core.errors import InputError
+from gambeson.core.errors import FileError, InputError
 from gambeson.core.streams import Streams
 from gambeson.data.corruptions.blur import smooth
 from gambeson.data.corruptions.draws import Array, Draws
@@ -105,20 +105,20 @@ def read_textures(folder: Path) -> list[Array]:
     """The photographs of a folder, in the order of their names, RGB uint8 `(H, W, 3)`.
 
     Raises:
-        InputError: No folder, no image in it, or one that cannot be decoded.
+        FileError: No folder, no image in it, or one that cannot be decoded.
     """
     from PIL import Image
 
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder} of frost textures", hint="leave it out to generate textures")
+        raise FileError(f"there is no folder {folder} of frost textures", hint="leave it out to generate textures")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
-        raise InputError(f"the folder {folder} holds no images", hint="it should hold frost1.png ... frost6.jpg")
+        raise FileError(f"the folder {folder} holds no images", hint="it should hold frost1.png ... frost6.jpg")
     textures = []
     for path in paths:
         try:
             with Image.open(path) as image:
                 textures.append(np.asarray(image.convert("RGB")))
         except (OSError, ValueError) as error:
-            raise InputError(f"the frost texture {path} cannot be decoded: {error}", hint="replace it") from error
+            raise FileError(f"the frost texture {path} cannot be decoded: {error}", hint="replace it") from error
     return textures
