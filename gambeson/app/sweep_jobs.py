@@ -13,8 +13,9 @@ from gambeson.app import build, tuning
 from gambeson.app.compare import current_evaluations, is_own
 from gambeson.app.states import unfinished
 from gambeson.app.sweep_plan import Job, Plan
-from gambeson.core.errors import CheckpointError, RunError
+from gambeson.core.errors import CheckpointError, DataError, RunError
 from gambeson.core.tables import differences
+from gambeson.data.catalog import require_there
 from gambeson.engine.run import Run, read_json
 from gambeson.methods import METHODS, method
 
@@ -105,6 +106,23 @@ def require_own(plan: Plan) -> None:
                 f"{job.path} is not the run of {job.name}: {'; '.join(different)}",
                 hint="give the row those settings, move the directory away, or name another folder with --root",
             )
+
+
+def require_data_there(plan: Plan) -> None:
+    """Refuse data that are not there and that a run which is not done would read.
+
+    Raises:
+        DataError: Some are not; the row is named.
+    """
+    data: dict[Path, dict[str, Any]] = {}
+    for job in plan.jobs:  # what others start from comes before them
+        data[job.path] = job.record["data"] if job.record is not None else data[job.base or job.path]
+        if is_done(job, plan):
+            continue
+        try:
+            require_there(data[job.path]["name"], data[job.path]["dir"])
+        except DataError as error:
+            raise DataError(f"row {job.label!r}: {error.message}", hint=error.hint) from None
 
 
 def last_line(log: Path) -> str:

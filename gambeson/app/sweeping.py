@@ -71,11 +71,12 @@ def sweep(args: list[str]) -> int:
     if plan.root.exists() and not plan.root.is_dir():
         raise FileError(f"{plan.root} is no folder", hint="name another with --root")
     sweep_jobs.require_own(plan)
+    if options.table and not options.dry_run:
+        return _print(plan, options)
+    sweep_jobs.require_data_there(plan)
     if options.dry_run:
         _dry_run(plan, devices, options.json)
         return 0
-    if options.table:
-        return _print(plan, options)
     if options.executor == "slurm":
         return _submit(plan, options)
     from gambeson.app.sweep_board import board

@@ -58,9 +58,18 @@ def read_npz(path: Path) -> Pool:
     return Pool(train, test, splits.get("val"), measured_facts(f"npz:{path}", names, train.x, flip=False))
 
 
-def _load(path: Path) -> dict[str, _Array]:
+def require_npz(path: Path) -> None:
+    """Refuse a file that is not there.
+
+    Raises:
+        DataError: There is none.
+    """
     if not path.is_file():
         raise DataError(f"there is no file {path}", hint="npz:PATH needs a file written by numpy.savez")
+
+
+def _load(path: Path) -> dict[str, _Array]:
+    require_npz(path)
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 
 from gambeson.core.errors import InputError, nearest
-from gambeson.data.arrays import read_npz
+from gambeson.data.arrays import read_npz, require_npz
 from gambeson.data.cifar import CIFAR10, CIFAR100, read_cifar
 from gambeson.data.digits import read_digits
 from gambeson.data.facts import FACTS
 from gambeson.data.files import data_root
-from gambeson.data.folder import Stream, read_folder
+from gambeson.data.folder import Stream, read_folder, require_folder
 from gambeson.data.mnist import FASHION_MNIST, MNIST, read_idx_set
 from gambeson.data.splits import Pool, Splits, hold_out
 from gambeson.data.svhn import read_svhn
@@ -107,6 +107,23 @@ def require_data(name: str) -> None:
         raise InputError(f"{kind}: needs a path", hint=f"{kind}:PATH, for instance {kind}:data/mine")
     if kind not in ("folder", "npz") and (colon or name not in FACTS):
         raise InputError(f"there is no data set {name!r}", hint=nearest(name, DATASETS))
+
+
+def require_there(name: str, root: str | Path | None = None) -> None:
+    """Refuse data whose files are not there, without reading them; what is published is downloaded when it is needed.
+
+    Raises:
+        InputError: As `require_data`.
+        DataError: There is no such folder or file, or a file stands where published data go.
+    """
+    require_data(name)
+    kind, _, path = name.partition(":")
+    if kind == "npz":
+        require_npz(Path(path).expanduser())
+    elif kind == "folder":
+        require_folder(Path(path).expanduser())
+    elif name != "digits":
+        data_root(root)
 
 
 def _read(

@@ -57,8 +57,7 @@ def read_folder(path: Path, *, size: int = 64, stream: Stream = "off", workers: 
     if workers is not None and workers < 0:
         raise InputError(f"workers must be at least 0, got {workers}", hint="0 decodes in the training's own process")
     require_known("stream", stream, get_args(Stream))
-    if not path.is_dir():
-        raise DataError(f"there is no folder {path}", hint="folder:PATH needs a folder with one sub-folder per class")
+    require_folder(path)
     parts = {name: path / name for name in ("train", "val", "test") if (path / name).is_dir()}
     if parts and "train" not in parts:
         raise DataError(
@@ -83,6 +82,16 @@ def read_folder(path: Path, *, size: int = 64, stream: Stream = "off", workers: 
     val = None if val_folder is None else read[val_folder]
     facts = measured_facts(f"folder:{path}", names, train.x, flip=True)
     return Pool(train, test, val, replace(facts, files=_digest(path, listings.values())))
+
+
+def require_folder(path: Path) -> None:
+    """Refuse a folder that is not there.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not path.is_dir():
+        raise DataError(f"there is no folder {path}", hint="folder:PATH needs a folder with one sub-folder per class")
 
 
 def _class_names(base: Path) -> list[str]:

@@ -142,8 +142,8 @@ def make_run(
     tuned |= {"settings": {"epochs": 1}, "ema": None, "attack": "clean", "test_size": None, "finetune": {}}
     run = Run.create(job.path, tuned if job.record is None else dict(job.record))
     save_checkpoint(run.checkpoint("final"), {"model/w": torch.zeros(1)}, {"step": 2})
-    own = run.call["method"]["args"]["eps"]
-    record = {"checkpoint": "final", "step": 2, "data": "digits", "split": "test", "eps": own, "norm": "Linf", "n": n}
+    own, data = run.call["method"]["args"]["eps"], run.call["data"]["name"]
+    record = {"checkpoint": "final", "step": 2, "data": data, "split": "test", "eps": own, "norm": "Linf", "n": n}
     correct = {name: np.arange(n) < round(value * n) for name, value in accuracy.items()}
     record["accuracy"] = {name: {"value": float(some.mean())} for name, some in correct.items()}
     (run.path / "evaluations/final-test-1.json").write_text(json.dumps(record))

@@ -36,7 +36,7 @@ def test_what_yaml_merges_is_not_said_twice() -> None:
         ("- 1\n", "s.yaml must be a table with seeds, rows"),
         (
             "a: [\n",
-            "s.yaml is not YAML: expected the node content, but found '<stream end>' while parsing a flow node (line ",
+            "s.yaml is not YAML: expected the node content, but found '<stream end>' while parsing a flow node (",
         ),
         ("a: \0\n", "s.yaml is not YAML: special characters are not allowed (character 4)"),
         ("rows: {a: fgsm}\nrows: {b: fgsm}\n", "s.yaml: 'rows' stands there twice (line 2, column 1)"),

@@ -62,6 +62,38 @@ def test_a_typo_in_any_row_is_said_before_anything_starts(cli: Cli, monkeypatch:
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("npz:none.npz", "there is no file none.npz"),
+        ("folder:none", "there is no folder none"),
+        ("cifar10 --data-dir s.yaml", "s.yaml is a file"),
+    ],
+)
+def test_data_that_are_not_there_are_said_before_anything_starts(
+    data: str, said: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_local, "start", lambda *args: pytest.fail("a command was started"))
+    write_sweep(f"seeds: [0]\nrows:\n  a: fgsm\n  b: fgsm --data {data}\n  c: {{base: b, finetune: bn}}\n")
+
+    for words in ([], ["--dry-run"]):
+        assert_error(cli("sweep", "s.yaml", *words), 1, "row 'b': ", said)
+    assert not Path("runs").exists()
+
+
+def test_what_is_done_needs_its_data_no_more(cli: Cli) -> None:
+    Path("mine.npz").write_text("not read")
+    plan = plan_of(write_sweep("seeds: [0]\nattack: clean\nrows: {a: fgsm --data npz:mine.npz --eps 0.1}\n"))
+    make_run(plan.jobs[0], {"clean": 0.9})
+    Path("mine.npz").unlink()
+
+    for words in (["--dry-run"], ["--table"], []):
+        result = cli("sweep", "s.yaml", *words)
+        assert result.code == 0, result.err
+    Path("runs/s/a-seed0/evaluations/final-test-1.json").unlink()
+    assert_error(cli("sweep", "s.yaml", "--dry-run"), 1, "row 'a': there is no file mine.npz")
+
+
 def test_a_folder_of_another_command_is_refused_before_anything_starts(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from gambeson.core.errors import DataError, InputError
 from gambeson.data import DATASETS, FACTS, load
-from gambeson.data.catalog import _READERS
+from gambeson.data.catalog import _READERS, require_there
 from gambeson.data.facts import channel_statistics
 from gambeson.data.stored import StoredImages
 
@@ -48,6 +48,24 @@ def test_a_val_split_of_its_own_is_used_unless_none_is_wanted(arrays: Path) -> N
     assert (len(splits.train), len(splits.val), len(splits.test)) == (80, 6, 8)
     splits = load(f"npz:{arrays}", val_fraction=0)
     assert (len(splits.train), len(splits.val), len(splits.test)) == (80, 0, 8)
+
+
+def test_data_that_are_not_there_are_refused_without_reading_them(tmp_path: Path) -> None:
+    file, folder = tmp_path / "a.npz", tmp_path / "photos"
+    for name, said in (
+        (f"npz:{file}", f"there is no file {file}"),
+        (f"folder:{folder}", f"there is no folder {folder}"),
+    ):
+        with pytest.raises(DataError, match=said):
+            require_there(name)
+    file.write_text("not read")
+    folder.mkdir()
+    for name in (f"npz:{file}", f"folder:{folder}", "digits", "cifar10"):
+        require_there(name, tmp_path / "downloads")
+    with pytest.raises(DataError, match="is a file"):
+        require_there("cifar10", file)
+    with pytest.raises(InputError, match="did you mean cifar10"):
+        require_there("cifar11")
 
 
 def test_a_class_too_small_for_val_is_named(tmp_path: Path) -> None:
