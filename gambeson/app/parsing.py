@@ -27,13 +27,14 @@ class UsageError(InputError):
 
 
 class _Help(DefaultHelpFormatter):
-    """Help without the types, which the text and the choices already say, and without defaults that are None."""
+    """Help without the types, which the text and the choices already say, and without defaults that say nothing."""
 
     SILENT = "\u200b"
 
     def _get_help_string(self, action: Action) -> str:
         text = (action.help or "").rstrip()
-        hidden = action.default in (None, SUPPRESS) or not action.option_strings or text.endswith(self.SILENT)
+        says_nothing = action.default is None or action.default is False or action.default == SUPPRESS
+        hidden = says_nothing or not action.option_strings or text.endswith(self.SILENT)
         return text.rstrip(self.SILENT) if hidden else f"{text} (default: %(default)s)"
 
 
@@ -84,8 +85,17 @@ class Parser(ArgumentParser):
         return values
 
     def format_help(self, formatter: Any = None) -> str:
-        """The help text with hyphens in the option names."""
-        return re.sub(r"--[a-z0-9_]+", lambda match: match[0].replace("_", "-"), str(super().format_help(formatter)))
+        """The help text with hyphens in the option names; flags without values, those that are not off with `--no-`."""
+        kept = [(action, action.option_strings, action.nargs) for action in self._actions if action.dest in self.flags]
+        for action, names, _ in kept:
+            off = action.default is False
+            action.option_strings, action.nargs = names if off else [*names, f"--no_{action.dest}"], 0
+        try:
+            text = str(super().format_help(formatter))
+        finally:
+            for action, names, count in kept:
+                action.option_strings, action.nargs = names, count
+        return re.sub(r"--[a-z0-9_]+", lambda match: match[0].replace("_", "-"), text)
 
     def _normalised(self, args: Sequence[str]) -> list[str]:
         known = {option for action in self._actions for option in action.option_strings}

@@ -111,6 +111,17 @@ def test_every_option_has_hyphens_and_a_help_text(args: list[str], cli: Cli) -> 
         assert len(text.split()) >= 2, entry
 
 
+def test_help_shows_how_a_flag_is_taken_back(cli: Cli) -> None:
+    """What is on, or left to the data set, has a `--no-`; what is off needs none, and no default is said of it."""
+    evaluate, train = cli("evaluate", "-h").out, cli("train", "n-lap", "-h").out
+
+    for page, flags in ((evaluate, ("fold",)), (train, ("report", "flip", "deterministic"))):
+        assert all(re.search(rf"^  --{flag}, --no-{flag}\b", page, re.MULTILINE) for flag in flags)
+        assert "true,false" not in page
+        assert "default: False" not in page
+    assert re.search(r"^  --per-class  +Print", evaluate, re.MULTILINE)
+
+
 def test_help_loads_no_torch() -> None:
     """All pages in one process: the first that imports torch is named."""
     code = f"""
