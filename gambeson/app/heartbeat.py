@@ -61,7 +61,8 @@ def reached(bar: Progress) -> str | None:
 
 def attack_pace(bar: Progress, task: TaskID, pace: Pace) -> None:
     """Name the running attack of an ensemble beside the bar, and off a terminal how far it is too."""
-    note = f"step {pace.steps:,}, through with {pace.through:,} of {pace.standing:,} images, {pace.fell:,} fell"
+    of = f" of at most {pace.most:,}" if 0 < pace.steps <= pace.most else ""  # falls that are taken back may add a few
+    note = f"step {pace.steps:,}{of}, through with {pace.through:,} of {pace.standing:,} images, {pace.fell:,} fell"
     name = pace.ensemble if pace.ensemble == pace.attack else f"{pace.ensemble} {pace.attack}"
     bar.update(task, description=name, note=note)
 

@@ -138,6 +138,11 @@ class AutoPGD:
         """`apgd-ce`, `apgd-dlr`, `apgd-margin`, `apgd-t` or `apgd-margin-t`."""
         return {"dlr-targeted": "apgd-t", "margin-targeted": "apgd-margin-t"}.get(self.loss, f"apgd-{self.loss}")
 
+    @property
+    def length(self) -> int:
+        """Steps, and the look at the last point."""
+        return self.steps + 1
+
     def rounds(self, num_classes: int) -> int:
         """Restarts, for every target of a targeted loss."""
         return self.restarts * (min(self.targets, num_classes - 1) if self.loss in _TARGETED else 1)

@@ -61,6 +61,11 @@ class MD:
         """`md`."""
         return "md"
 
+    @property
+    def length(self) -> int:
+        """Steps, and the look at the last point."""
+        return self.steps + 1
+
     def rounds(self, num_classes: int) -> int:
         """Two per restart."""
         return 2 * self.restarts

@@ -89,6 +89,11 @@ class FAB:
         """`fab-t` with targets, else `fab`."""
         return "fab-t" if self.targeted else "fab"
 
+    @property
+    def length(self) -> int:
+        """Steps."""
+        return self.steps
+
     def rounds(self, num_classes: int) -> int:
         """Restarts, for every target."""
         return self.restarts * (min(self.targets, num_classes - 1) if self.targeted else 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -56,6 +57,10 @@ class Search(Protocol):
     @property
     def name(self) -> str:
         """A short name, such as `"apgd-ce"`; addresses the random draws."""
+
+    @property
+    def length(self) -> int:
+        """How many steps a round has that finds nothing, the one that ends it included."""
 
     def rounds(self, num_classes: int) -> int:
         """How many rounds an example that does not fall goes through."""
@@ -179,6 +184,20 @@ def hunt(
             size = min(size for size in sizes if size >= active) if active else 0
             if size < len(here):
                 here, state = _shrink(here, state, size)
+
+
+def most_steps(search: Search, count: int, num_classes: int, *, slots: int = 128, every: int = 1) -> int:
+    """How many steps `hunt` makes on `count` examples of which none falls; with falls it makes fewer.
+
+    A fall that is taken back, where the search is in less than the model's precision, may add up to `every` steps.
+
+    Examples:
+        >>> from gambeson.attacks import Square
+        >>> most_steps(Square(queries=5000), 300, 10, slots=128)
+        15003
+    """
+    course = search.rounds(num_classes) * math.ceil(search.length / every) * every
+    return math.ceil(count / slots) * course
 
 
 def batch_sizes(slots: int, device_type: str = "cuda") -> list[int]:

@@ -88,6 +88,11 @@ class Square:
         """`square`, or `square-ce`."""
         return "square" if self.loss == "margin" else f"square-{self.loss}"
 
+    @property
+    def length(self) -> int:
+        """Queries, the one at the start included."""
+        return self.queries + 1
+
     def rounds(self, num_classes: int) -> int:
         """Restarts."""
         return self.restarts

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gambeson.attacks.search import Jobs, Search, hunt
+from gambeson.attacks.search import Jobs, Search, hunt, most_steps
 from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.modes import batch_norm
 from gambeson.core.parameters import like_of
@@ -120,7 +121,7 @@ def autoattack(
     ledger: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     begin: Callable[[str, int], None] | None = None,
-    tick: Callable[[], None] | None = None,
+    tick: Callable[[int], None] | None = None,
     listen: Callable[[Stage], None] | None = None,
     checks: bool = True,
 ) -> AutoAttackReport:
@@ -151,7 +152,7 @@ def autoattack(
             with another version: what an attack has done counts for every ensemble that has it.
         progress: Called with the attack, the examples that are through and those that fell, since the last call.
         begin: Called with every attack, and how many examples of this process stand, before it begins.
-        tick: Called after every step of an attack.
+        tick: Called after every step of an attack, with how many it makes if nothing falls.
         listen: Called with every stage once it is over.
         checks: Examine model and data before, see `examine`; without, only images and labels are looked at.
 
@@ -205,6 +206,7 @@ def autoattack(
         jobs = Jobs(x[todo], y[todo], logits[todo], todo, torch.zeros_like(todo))
         try:
             streams = Streams(seed)
+            most = most_steps(search, len(todo), num_classes, slots=slots, every=every)
             hunt(
                 model,
                 search,
@@ -216,7 +218,7 @@ def autoattack(
                 every=every,
                 dtype=dtype,
                 stand_in=stand_in,
-                tick=tick,
+                tick=partial(tick, most) if tick else None,
             )
         finally:
             harvest.flush()

@@ -17,6 +17,7 @@ class Pace:
         through: How many of them it is through with.
         fell: How many of these it fooled.
         steps: Steps that it has made, of a batch each.
+        most: Steps that it makes if it fools none of them; 0 before the first.
     """
 
     ensemble: str
@@ -25,6 +26,7 @@ class Pace:
     through: int = 0
     fell: int = 0
     steps: int = 0
+    most: int = 0
 
 
 class PaceKeeper:
@@ -58,9 +60,9 @@ class PaceKeeper:
         self._pace = replace(self._pace, through=self._pace.through + through, fell=self._pace.fell + fell)
         self._tell()
 
-    def tick(self) -> None:
-        """It has made a step."""
-        self._pace = replace(self._pace, steps=self._pace.steps + 1)
+    def tick(self, most: int) -> None:
+        """It has made a step, of at most so many."""
+        self._pace = replace(self._pace, steps=self._pace.steps + 1, most=most)
         self._tell()
 
     def _tell(self) -> None:

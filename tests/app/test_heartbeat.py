@@ -17,12 +17,14 @@ from rich.progress import Progress
 
 from app.helpers import Cli
 from gambeson.app import heartbeat, measuring, show
+from gambeson.evaluation import Pace
 
 Finished = Callable[[str], Path]
 Beats = Callable[[], None]
 WORDS = ("evaluate", "r", "--attack", "autoattack", "--test-size", "12", "--device", "cpu")
 LINE = re.compile(
-    r"autoattack (apgd-ce|apgd-t|fab-t|square): step [\d,]+, through with \d+ of \d+ images, \d+ fell, after "
+    r"autoattack (apgd-ce|apgd-t|fab-t|square): step [\d,]+( of at most [\d,]+)?,"
+    r" through with \d+ of \d+ images, \d+ fell, after "
 )
 
 
@@ -64,11 +66,24 @@ def test_a_long_evaluation_says_how_far_every_stage_is(
     lines = [line for line in result.err.splitlines() if LINE.match(line)]
     assert len(lines) >= 2, result.err
     assert len(set(lines)) >= 2, result.err  # they move
+    assert any("apgd-ce: step 1 of at most 101, " in line for line in lines), result.err  # of the 100 of AutoAttack
     assert "after" not in result.out
     assert [name for name in ("apgd-ce", "square") if f"autoattack: {name} fooled" in result.err] == [
         "apgd-ce",
         "square",
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "most", "said"),
+    [(0, 0, "step 0"), (7, 5001, "step 7 of at most 5,001"), (5002, 5001, "step 5,002")],
+)
+def test_the_pace_of_an_attack_says_how_many_steps_it_can_take(steps: int, most: int, said: str) -> None:
+    with show.progress(quiet=True) as bar:
+        task = bar.add_task("evaluating", total=10)
+        heartbeat.attack_pace(bar, task, Pace("autoattack", "square", standing=9, steps=steps, most=most))
+
+        assert show.reached(bar) == f"autoattack square: {said}, through with 0 of 9 images, 0 fell"
 
 
 def test_json_is_quiet(cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

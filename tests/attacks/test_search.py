@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gambeson.attacks import FAB, AutoPGD, Jobs, Retired, apgd, hunt
+from gambeson.attacks import FAB, MD, AutoPGD, Jobs, Retired, Search, Square, apgd, hunt
 from gambeson.attacks.apgd import Loss
-from gambeson.attacks.search import Forward, State, batch_sizes, noise
+from gambeson.attacks.search import Forward, State, batch_sizes, most_steps, noise
 from gambeson.attacks.starts import boundary
 from gambeson.core.errors import InputError
 from gambeson.core.losses import ce, dlr, margin, targeted_dlr
@@ -130,6 +130,7 @@ class Countdown:
     """Falls after as many steps as the label says; never for label 0, which takes two rounds of 5 steps."""
 
     name: str = "countdown"
+    length: int = 5
 
     def rounds(self, num_classes: int) -> int:
         return 2
@@ -166,6 +167,45 @@ def test_slots_are_refilled_and_the_batch_shrinks() -> None:
     assert [one.fooled.tolist() for one in reports] == [[True]] * 5 + [[False]]
     assert sum(one.cost.forwards for one in reports) == 18
     assert sum(one.cost.backwards for one in reports) == 0
+
+
+@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(
+    "search",
+    [
+        *SEARCHES,
+        FAB(steps=6, targeted=True, targets=2),
+        MD(steps=8, change=3, restarts=2),
+        Square(queries=9, restarts=2),
+    ],
+    ids=lambda s: s.name,
+)
+def test_where_nothing_falls_the_steps_are_as_many_as_was_said(
+    setting: tuple[nn.Module, Jobs], search: Search, every: int
+) -> None:
+    net, jobs = setting
+    ticks: list[int] = []
+    reports: list[Retired] = []
+    classes = jobs.logits.shape[1]
+    tell = lambda: ticks.append(1)  # noqa: E731
+    hunt(net, search, jobs, Linf(1e-9), Streams(0), reports.append, slots=9, every=every, tick=tell)
+
+    assert not any(one.fooled.any() for one in reports)
+    assert (
+        len(ticks)
+        == most_steps(search, 23, classes, slots=9, every=every)
+        == 3 * most_steps(search, 9, classes, slots=9, every=every)
+    )
+
+
+def test_falls_make_a_search_shorter_than_was_said(setting: tuple[nn.Module, Jobs]) -> None:
+    net, jobs = setting
+    ticks: list[int] = []
+    reports: list[Retired] = []
+    hunt(net, SEARCHES[2], jobs, THREATS[0], Streams(3), reports.append, slots=4, tick=lambda: ticks.append(1))
+
+    assert any(one.fooled.any() for one in reports)
+    assert len(ticks) < most_steps(SEARCHES[2], 23, jobs.logits.shape[1], slots=4)
 
 
 def test_costs_are_counted(setting: tuple[nn.Module, Jobs]) -> None:

@@ -424,6 +424,8 @@ def test_an_evaluation_takes_ensembles_and_searches_by_name(
         steps = [one.steps for one in own]
         assert steps == sorted(steps)
         assert steps[-1] >= 6  # said after every step, not only when an image is through
+        assert own[0].most == 0
+        assert {one.most >= steps[-1] for one in own if one.steps} == {True}
     record = report.to_dict()
     assert [stage["fell"] for stage in record["ensembles"]["autoattack"]["stages"]] == [s.fell for s in whole.stages]
     assert [path.name for path in tmp_path.iterdir()] == [state_key(net, x, y, THREATS[0])]
