@@ -67,7 +67,7 @@ def write(
     data_dir: str | None = None,
     device: str = "auto",
 ) -> tuple[Path, Path]:
-    """Write the page of runs, and the JSON beside it.
+    """Write the page of runs, and the JSON beside it, with a progress bar, or lines off a terminal.
 
     Args:
         runs: At least one.
@@ -81,41 +81,50 @@ def write(
 
     Raises:
         InputError: The name of the page has another ending than `.html`.
-        FileError: The page cannot be written.
+        FileError: The page cannot be written; that its folder is missing is said before any work.
     """
     import json
 
-    from gambeson.app import build
+    from gambeson.app import build, show
     from gambeson.app.report.against import against, labels, overview
     from gambeson.app.report.examples import examples as attacked
     from gambeson.app.report.page import data, html
     from gambeson.app.report.records import read
     from gambeson.app.report.summary import part
 
-    records = [read(run) for run in runs]
-    parts = []
-    for one in records:
-        more = []
-        if examples and one.checkpoint in one.steps:
-            build.use_threads(one.call)
-            try:
-                more.append(attacked(one, examples, data_dir, device))
-            except GambesonError as error:
-                one.problems.append(f"no examples: {error.message}")
-                print(f"no examples of {one.name}: {error.message}", file=sys.stderr)
-        parts.append(part(one, more))
-    names = labels(records)
-    shared = against(records) if len(records) > 1 else []
-    if len(parts) > 1:
-        shared.insert(0, overview(parts, names))
     page = out or _default(runs)
     record = page.with_suffix(".json")
     if page.suffix.lower() != ".html":
         raise InputError(f"the page {page} must end in .html", hint="such as --out report.html")
-    title = names[0] if len(names) == 1 else " against ".join(names)
+    if not page.parent.is_dir():
+        raise FileError(f"cannot write {page}: there is no folder {page.parent}", hint="make it first")
+    with show.progress() as bar:
+        task = bar.add_task("reading records", total=2 * len(runs) + 1)
+        records = [read(run) for run in runs]
+        names = labels(records)
+        parts = []
+        for one, name in zip(records, names, strict=True):
+            bar.update(task, description=f"attacking examples of {name}")
+            more = []
+            if examples and one.checkpoint in one.steps:
+                build.use_threads(one.call)
+                try:
+                    more.append(attacked(one, examples, data_dir, device))
+                except GambesonError as error:
+                    one.problems.append(f"no examples: {error.message}")
+                    print(f"no examples of {one.name}: {error.message}", file=sys.stderr)
+            bar.update(task, advance=1, description=f"drawing {name}")
+            parts.append(part(one, more))
+            bar.advance(task)
+        bar.update(task, description="writing the page")
+        shared = against(records) if len(records) > 1 else []
+        if len(parts) > 1:
+            shared.insert(0, overview(parts, names))
+        title = names[0] if len(names) == 1 else " against ".join(names)
+        text, kept = html(title, parts, shared, names, record.name), data(parts, shared)
     try:
-        _replace(page, html(title, parts, shared, names, record.name))
-        _replace(record, json.dumps(data(parts, shared), indent=2, allow_nan=False) + "\n")
+        _replace(page, text)
+        _replace(record, json.dumps(kept, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise FileError(f"cannot write {page}: {error.strerror}", hint=f"is there a folder {page.parent}?") from None
     return page, record

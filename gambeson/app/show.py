@@ -124,7 +124,7 @@ def progress(quiet: bool = False, *, lines: bool = True) -> Iterator[Progress]:
         lines: Off a terminal, say how far the work is every half minute.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # names of runs may hold brackets
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

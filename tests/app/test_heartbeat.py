@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.progress import Progress
 
 from app.helpers import Cli
 from gambeson.app import heartbeat, measuring, show
+from gambeson.app.report import examples, summary
 from gambeson.evaluation import Pace
 
 Finished = Callable[[str], Path]
@@ -93,6 +95,33 @@ def test_json_is_quiet(cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyP
 
     assert (result.code, result.err) == (0, "")
     assert json.loads(result.out)["n"] == 12
+
+
+def test_a_report_says_which_run_it_is_at(
+    cli: Cli, finished: Finished, monkeypatch: pytest.MonkeyPatch, beat: Beats
+) -> None:
+    finished("r[b]")
+
+    def slow(work: Callable[..., Any], *words: Any) -> Any:
+        beat()
+        return work(*words)
+
+    monkeypatch.setattr(examples, "examples", partial(slow, examples.examples))
+    monkeypatch.setattr(summary, "part", partial(slow, summary.part))
+    result = cli("report", "r[b]", "--examples", "2", "--device", "cpu")
+
+    assert (result.code, result.out) == (0, "r[b]/report.html\n")
+    assert re.search(r"^attacking examples of r\[b\]: 0 of 3, after \d+ s$", result.err, re.MULTILINE), result.err
+    assert re.search(r"^drawing r\[b\]: 1 of 3, after \d+ s$", result.err, re.MULTILINE), result.err
+
+
+def test_a_name_with_brackets_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr(show, "err", Console(file=written, force_terminal=True, width=100))
+    with show.progress() as bar:
+        bar.advance(bar.add_task("drawing r[b]", total=3))
+
+    assert "drawing r[b]" in written.getvalue()
 
 
 def test_an_attack_without_stages_counts_images(capsys: pytest.CaptureFixture[str], beat: Beats) -> None:

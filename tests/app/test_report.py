@@ -434,6 +434,16 @@ def test_refusals(args: tuple[str, ...], code: int, words: str, finished: Finish
     assert_error(cli("report", *args), code, words)
 
 
+def test_a_page_that_has_no_place_is_refused_before_any_work(
+    finished: Finished, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished("run")
+    monkeypatch.setattr("gambeson.app.report.records.read", lambda run: pytest.fail("records were read"))
+
+    assert_error(cli("report", "run", "--out", "page.txt"), 2, "must end in .html")
+    assert_error(cli("report", "run", "--out", "no/page.html"), 1, "cannot write no/page.html: there is no folder no")
+
+
 def test_a_training_ends_with_its_page(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "at_the_end", reporting.at_the_end)
     result = cli("train", "standard", *SMALL, "--run", "run")
