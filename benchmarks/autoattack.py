@@ -5,7 +5,8 @@
 Needs the release as the package `pyautoattack` (`pip install --no-deps pyautoattack`). Every run's test images are
 taken in parts; ours and the release's turn, which goes first alternates, and a ratio of times is taken part by part.
 The release is given the model as torch makes it, in contiguous memory; with `--same-layout` as ours loads it.
-The file holds every part as soon as it is through, and the same command goes on from it.
+The file holds every part as soon as it is through, and the same command goes on from it; runs and settings that are
+in it besides stay there.
 """
 
 from __future__ import annotations
@@ -150,7 +151,7 @@ def compare(path: Path, options: argparse.Namespace, parts: list[dict[str, Any]]
     run = build.open_run(path)
     model, *_ = build.load_model(run, options.checkpoint, torch.device("cpu"))
     test, threat = build.splits(run.call).test.head(options.test_size), build.recipe(run.call).threat
-    x, y = to_unit(test.x), test.y.to(torch.int64)
+    x, y = to_unit(test.x[options.skip :]), test.y[options.skip :].to(torch.int64)
     counted = Counted(model).eval()
     released = model if options.same_layout else copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     models = {"gambeson": counted, "pyautoattack": Counted(released).eval()}
@@ -180,6 +181,7 @@ def described(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": options.checkpoint,
         "norm": threat.norm,
         "eps": float(threat.eps),
+        "skip": options.skip,
         "part": options.part,
         "batch_size": options.batch_size,
         "seed": options.seed,
@@ -194,6 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("runs", nargs="+", type=Path, metavar="RUN", help="run directories of gambeson")
     add("--test-size", type=int, default=500, help="images (%(default)s)")
+    add("--skip", type=int, default=0, help="leave out so many of them, the first ones (%(default)s)")
     add("--part", type=int, default=125, help="images per pair of times (%(default)s)")
     add("--batch-size", type=int, default=125, help="images at a time (%(default)s)")
     add("--checkpoint", default="final", help="best, final or last (%(default)s)")
@@ -206,22 +209,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     keep_memory()
     clock, cpu = "cpu" if options.threads == 1 else "wall", torch.device("cpu")
-    there = json.loads(options.json.read_text())["runs"] if options.json and options.json.is_file() else []
+    kept = json.loads(options.json.read_text())["runs"] if options.json and options.json.is_file() else []
     records: list[dict[str, Any]] = []
 
     def keep() -> None:
         if options.json:
-            date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            write_json(options.json, {"date": date, "clock": clock, "machine": machine(cpu), "runs": records})
+            write_json(options.json, {"runs": kept})
 
     for path in options.runs:
-        of = described(path, options)
-        parts = next((one["parts"] for one in there if of.items() <= one.items()), [])
-        records.append({**of, "parts": parts})
-        compare(path, options, parts, keep)
-        records[-1] |= summary(records[-1])
+        of = {**described(path, options), "clock": clock, "machine": machine(cpu)}
+        found = next((one for one in kept if of.items() <= one.items()), None)
+        if found is None:
+            kept.append(found := {**of, "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "parts": []})
+        compare(path, options, found["parts"], keep)
+        found |= summary(found)
         keep()
-        print(f"\n{text(records[-1], clock)}", flush=True)
+        records.append(found)
+        print(f"\n{text(found)}", flush=True)
     apart = [abs(r["robust"]["gambeson"]["value"] - r["robust"]["pyautoattack"]["value"]) for r in records]
     return 1 if max(apart) > 2 / 500 else 0
 

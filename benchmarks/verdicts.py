@@ -45,15 +45,16 @@ def ratios(found: dict[str, Any], clock: str) -> dict[str, Spread]:
     }
 
 
-def text(found: dict[str, Any], clock: str) -> str:
+def text(found: dict[str, Any]) -> str:
     """The heading and the table of a run, in Markdown."""
-    whole = summary(found)
+    whole, clock = summary(found), found["clock"]
     norms = "BatchNorm folded" if found["fold"] else "BatchNorm not folded"
     layout = "both in the same memory layout" if found["same_layout"] else "the release's model contiguous"
     n, clean = whole["n"], whole["clean"]
+    images = f"n = {n}" + (f" after the first {found['skip']}" if found["skip"] else "")
     interval = f"{100 * clean['low']:.1f} to {100 * clean['high']:.1f}"
     lines = [
-        f"### {found['run']} ({found['method']}), {found['data']}, {found['norm']} eps {found['eps']:.4g}, n = {n}",
+        f"### {found['run']} ({found['method']}), {found['data']}, {found['norm']} eps {found['eps']:.4g}, {images}",
         "",
         f"Clean accuracy {100 * clean['value']:.1f} % ({interval}); verdicts differ for {whole['differing']} of {n}"
         f" images; parts: {len(found['parts'])}; {norms} in our search; {layout}.",
@@ -81,6 +82,8 @@ def text(found: dict[str, Any], clock: str) -> str:
 
 
 def section(content: dict[str, Any]) -> str:
-    """A record in Markdown: where it was measured, then every run."""
-    head = f"{content['date'][:10]}: {where(content['machine'])}. Seconds are {CLOCKS[content['clock']]}."
-    return "\n\n".join([head, *(text(found, content["clock"]) for found in content["runs"])])
+    """A record in Markdown: every run, with where it was measured."""
+    return "\n\n".join(
+        f"{text(one)}\n\n{one['date'][:10]}: {where(one['machine'])}. Seconds are {CLOCKS[one['clock']]}."
+        for one in content["runs"]
+    )

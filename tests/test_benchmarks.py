@@ -232,10 +232,17 @@ def test_autoattack_is_compared_part_by_part(run, tmp_path, capsys, monkeypatch)
     into.write_text("before\n<!-- record: out -->\nold\n<!-- end of out -->\nafter\n")
     assert cli.main(["document", str(file), "--into", str(into)]) == 0
     written = into.read_text()
-    assert f"\n\n{shown.strip()}\n\n<!-- end of out -->\nafter" in written
+    assert f"<!-- record: out -->\n\n{shown.strip()}\n\n2" in written
+    assert written.endswith("process CPU time.\n\n<!-- end of out -->\nafter\n")
     assert "Seconds are process CPU time." in written
     assert f"verdicts differ for {lost} of 30 images; parts: 3; BatchNorm folded in our search; " in written
     assert "; the release's model contiguous." in written
+    order.clear()
+    against.main([*words[:2], "40", "--skip", "30", *words[3:]])
+    torch.set_num_threads(threads)
+    assert order == ["gambeson", "pyautoattack"]
+    assert "n = 10 after the first 30" in capsys.readouterr().out
+    assert [one["n"] for one in json.loads(file.read_text())["runs"]] == [30, 10]
 
 
 def test_autoattack_agrees_with_its_release(run, capsys):
