@@ -7,11 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, TextIO
 
-from gambeson.core.errors import GambesonError, GambesonWarning, nearest
+from gambeson.core.errors import GambesonError, GambesonWarning, ProcessError, nearest
 
 COMMANDS = {
     "demo": "train, attack, fine-tune and report on digits, in a few minutes: gambeson demo",
@@ -66,7 +67,7 @@ def _run(args: list[str]) -> int:
         return int(done.code or 0)
     except GambesonError as error:
         _print_error(args, error, error.message, error.hint, error.exit_code)
-        return _say(f"gambeson: {error}", error.exit_code)
+        return _say(f"gambeson: {error}", error.exit_code, shared=not isinstance(error, ProcessError))
     except KeyboardInterrupt as stop:
         words = str(stop) or "interrupted"
         _print_error(args, stop, words, None, 130)
@@ -155,8 +156,12 @@ def _note(
         print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=file or sys.stderr)
 
 
-def _say(text: str, code: int) -> int:
-    print(text, file=sys.stderr)
+def _say(text: str, code: int, *, shared: bool = True) -> int:
+    """Print an error; one that several processes may have met (`shared`) is said once."""
+    from gambeson.app.processes import say_once
+
+    say = partial(print, file=sys.stderr, flush=True)
+    say_once(text, say) if shared else say(text)
     return code
 
 

@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 import pickle
+import socket
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,7 @@ class Result(NamedTuple):
 
 
 Cli = Callable[..., Result]
+Child = subprocess.Popen[str]
 
 
 def assert_error(result: Result, code: int, *fragments: str) -> None:
@@ -154,3 +157,45 @@ def make_run(
         (run.path / "diagnosis").mkdir()
         (run.path / "diagnosis" / ood[0]).write_text(json.dumps({"ood": {"value": ood[1]}}))
     return run.path
+
+
+def free_port() -> str:
+    """A port that nobody listens at."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return str(sock.getsockname()[1])
+
+
+def command(
+    folder: Path,
+    words: Sequence[str],
+    world: int = 2,
+    *,
+    others: Path | None = None,
+    agent: Mapping[str, str] | None = None,
+) -> list[Child]:
+    """A command of gambeson in several processes, with the environment that torchrun gives them.
+
+    Args:
+        folder: Where they run.
+        words: The words after `gambeson`.
+        world: How many there are.
+        others: Where all but the first run, if not there.
+        agent: What torchrun's agent tells of its store; without it the first process keeps one.
+    """
+    made = []
+    there = agent or {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for rank in range(world):
+        where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **where, **there}
+        made.append(
+            subprocess.Popen(
+                [*COMMAND, *words],
+                env=environment,
+                cwd=others if others and rank else folder,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    return made

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from app.helpers import command
 from torch import Generator, Tensor, nn
 from torch.distributed.run import get_args_parser
 
@@ -237,31 +237,6 @@ def test_an_evaluation_is_shared_and_the_same(steps: list[dict[str, Any]]) -> No
         for name, outcome in whole.outcomes.items():
             assert torch.equal(found["outcomes"][name], outcome), name
     assert 0 < int(whole.outcomes["pgd-3-2"].sum()) < int(whole.outcomes["clean"].sum())
-
-
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
-
-
-def command(folder: Path, words: list[str], world: int = 2) -> list[subprocess.Popen[str]]:
-    """A command of gambeson in several processes, with the environment that torchrun gives them."""
-    port, made = free_port(), []
-    for rank in range(world):
-        where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **where, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        made.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "gambeson", *words],
-                env=environment,
-                cwd=folder,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return made
 
 
 TRAIN = ["train", "pgd-at", "--model", "preact-resnet18", "--width", "4", "--attack", "fgsm", "--no-report"]
