@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gambeson.app.states import sentence, unfinished
-from gambeson.core.errors import CheckpointError, DataError, GambesonWarning, InputError, RunError
+from gambeson.core.errors import CheckpointError, DataError, GambesonError, GambesonWarning, InputError, RunError
 from gambeson.core.layout import preferred_layout
 from gambeson.core.threat import Threat, create_threat
 from gambeson.core.types import Task
@@ -35,20 +35,21 @@ def device(name: str) -> torch.device:
     """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        InputError: Not a device, or not there.
+        InputError: Not a device.
+        GambesonError: The machine has no such device, or it cannot be used.
     """
+    hint = "use auto, cpu, cuda, cuda:N or mps"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name.split(":")[0] not in ("cpu", "cuda", "mps"):
-        raise InputError(f"unknown device {name!r}", hint="use auto, cpu, cuda, cuda:N or mps")
+    kind, colon, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not number.isdecimal()):
+        raise InputError(f"unknown device {name!r}", hint=hint)
     try:
         found = torch.device(name)
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(
-            f"device {name!r} cannot be used: {reason}", hint="use auto, cpu, cuda, cuda:N or mps"
-        ) from None
+        raise GambesonError(f"device {name!r} cannot be used: {reason}", hint=hint) from None
     return found
 
 

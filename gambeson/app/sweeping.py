@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gambeson.app.options import SweepOptions
 from gambeson.app.parsing import Parser, UsageError, options_of, require_positive, split_words
-from gambeson.core.errors import FileError, InputError, RunError, require_known
+from gambeson.core.errors import FileError, GambesonError, InputError, RunError, require_known
 
 if TYPE_CHECKING:
     from gambeson.app.sweep_local import Outcome
@@ -122,7 +122,7 @@ def _devices(text: str | None, plan: Plan) -> list[str]:
         if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
             raise InputError(f"unknown device {name!r}", hint="use cpu, cuda, cuda:N or mps")
         if int(number or 0) >= there:
-            raise InputError(f"device {name!r} is not there: this machine has {there} CUDA devices")
+            raise GambesonError(f"device {name!r} is not there: this machine has {there} CUDA devices")
     for job in plan.jobs:
         if peek(job.command, "device") is not None:
             raise InputError(f"row {job.label!r} says --device, and --devices hands them out")

@@ -14,7 +14,7 @@ import torch
 
 from app.helpers import header_of, tensors_of
 from gambeson.app import build
-from gambeson.core.errors import CheckpointError, DataError, InputError
+from gambeson.core.errors import CheckpointError, DataError, GambesonError, InputError
 from gambeson.core.threat import L2, Linf
 from gambeson.engine.run import Run
 from gambeson.methods import METHODS
@@ -58,14 +58,16 @@ def test_the_cpu_is_always_there() -> None:
         ("CPU!", "unknown device 'CPU!'"),
         ("", "unknown device ''"),
         ("meta", "unknown device 'meta'"),  # one of torch's, without memory
-        ("cuda:x", "device 'cuda:x' cannot be used: ."),
+        ("cuda:x", "unknown device 'cuda:x'"),
         ("cuda:99", "device 'cuda:99' cannot be used: ."),
     ],
 )
 def test_a_device_that_is_not_there(name: str, said: str) -> None:
-    with pytest.raises(InputError, match=f"^{said}") as caught:
+    """A word that is none is wrong usage; a device that this machine lacks is not."""
+    with pytest.raises(GambesonError, match=f"^{said}") as caught:
         build.device(name)
 
+    assert caught.value.exit_code == (2 if said.startswith("unknown") else 1)
     assert "\n" not in caught.value.message
     assert caught.value.hint == "use auto, cpu, cuda, cuda:N or mps"
 

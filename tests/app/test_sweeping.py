@@ -181,7 +181,7 @@ WRONG = [
     (("s.yaml", "--executor", "slurm", "--jobs", "2"), 2, "--jobs is for runs on this machine"),
     (("s.yaml", "--executor", "slurm", "--slurm", "partition=gpu"), 2, "needs a limit of time"),
     (("s.yaml", "--devices", "gpu0"), 2, "unknown device 'gpu0'"),
-    (("s.yaml", "--devices", "cuda:99"), 2, "'cuda:99' is not there"),
+    (("s.yaml", "--devices", "cuda:99"), 1, "'cuda:99' is not there"),
     (("s.yaml", "--devices", ","), 2, "--devices names no device"),
     (("s.yaml", "--only", "bc"), 2, "did you mean b c?"),
     (("s.yaml", "--root", "s.yaml"), 1, "s.yaml is no folder"),
