@@ -35,7 +35,8 @@ class _Help(DefaultHelpFormatter):
         text = (action.help or "").rstrip()
         says_nothing = action.default is None or action.default is False or action.default == SUPPRESS
         hidden = says_nothing or not action.option_strings or text.endswith(self.SILENT)
-        return text.rstrip(self.SILENT) if hidden else f"{text} (default: %(default)s)"
+        value = "on" if action.default is True else "%(default)s"
+        return text.rstrip(self.SILENT) if hidden else f"{text} (default: {value})"
 
 
 class Parser(ArgumentParser):

@@ -25,19 +25,19 @@ class Settings:
         momentum: SGD momentum.
         momentum_low: Momentum at the peak of the cyclic schedule.
         weight_decay: Weight decay on all parameters.
-        pad: Padding of the random crop, pixels; None takes the data set's.
-        flip: Mirroring; None takes the data set's.
+        pad: Padding of the random crop, pixels; default the data set's.
+        flip: Mirroring; default the data set's.
         fill: Padding: `zero` or `reflect`.
         bf16: bfloat16 autocast in the forwards of training.
         compile: Compile the forwards of training (torch.compile): slow first step, faster ones after it.
-        channels_last: Memory layout of weights and images; None: channels-last on the CPU, a quarter faster.
+        channels_last: Memory layout of weights and images; default channels-last on the CPU, a quarter faster.
         sync_bn: Under torchrun, BatchNorm over the images of all processes instead of each process's own.
         deterministic: On CUDA, deterministic cuDNN kernels: without them a resumed run is not the same to the bit.
         seed: Seed of everything random.
         val_every: Epochs between validations.
         log_every: Steps between lines of metrics.
         checkpoint_every: Steps between checkpoints; one is written after every epoch anyway.
-        probe_every: Steps between looks of the sentinel; 0 turns it off; None: half an epoch, at least 50, for
+        probe_every: Steps between looks of the sentinel; 0 turns it off; default half an epoch, at least 50, for
             single-step methods, off for others.
         on_overfitting: What follows a collapse: `warn`, `stop`, or `rollback` (return to the last healthy weights, go
             on with the next batches, stop after three).

@@ -127,7 +127,7 @@ def score(
         eps: Budget, fraction of the pixel range.
         form: TRADES-like or PGD-AT-like.
         beta: Weight of the robust term of the TRADES form (6 without extra data).
-        clip: c of the bound; None takes the release's 0.3 (trades) or 0.4 (at); 0 does not clip (RiFT's base model).
+        clip: c of the bound; default the release's 0.3 (trades) or 0.4 (at); 0 does not clip (RiFT's base model).
         steps: Attack steps.
         rel_step_size: Step as a multiple of eps.
         norm: Linf or L2.

@@ -212,7 +212,7 @@ def grad_align(eps: float = 8 / 255, weight: float | None = None, alpha: float =
 
     Args:
         eps: Budget, fraction of the pixel range.
-        weight: Coefficient lambda; None takes the authors' `0.02 * 10^(255 eps / 8)`: .2, .632, 2.0 at 8, 12, 16/255.
+        weight: Coefficient lambda; default the authors' `0.02 * 10^(255 eps / 8)`: .2, .632, 2.0 at 8, 12, 16/255.
         alpha: Step as a multiple of eps, clipped to the ball.
 
     References:
