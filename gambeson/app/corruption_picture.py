@@ -51,7 +51,8 @@ def draw_corruptions(report: CorruptionReport, path: Path, title: str = "") -> N
         title: First words of the heading, such as the run's name.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure

@@ -74,7 +74,8 @@ def load_run(path: str | PathLike[str], checkpoint: str = "best", *, device: str
     Raises:
         RunError: No run, or one that was made in Python, whose record does not say which model it is.
         CheckpointError: No such checkpoint, or damaged.
-        InputError: Another name of a checkpoint, or a device that is not there.
+        InputError: Another name of a checkpoint, or no name of a device.
+        GambesonError: The machine has no such device.
 
     Warns:
         GambesonWarning: The run's training has not finished.

@@ -110,7 +110,8 @@ def plan_of(file: Path, root: Path | None = None, only: str | None = None) -> Pl
         only: Labels, comma-separated: only these rows, and what they start from.
 
     Raises:
-        InputError: The file, a row or a setting is not what it should be.
+        InputError: What the file says, a row or a setting is not what it should be.
+        FileError: The file cannot be read.
         UsageError: A row is not a command line.
     """
     content = read_sweep(file)

@@ -104,7 +104,8 @@ def understand(args: list[str]) -> Asked:
 
     Raises:
         UsageError: They are not of the command's form.
-        InputError: A setting is outside what is allowed, or the recipe cannot be read.
+        InputError: A setting is outside what is allowed, or there is no such recipe.
+        FileError: The recipe cannot be read.
         SystemExit: They ask for help, which is printed.
     """
     config = peek(args, "config")

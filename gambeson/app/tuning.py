@@ -90,7 +90,8 @@ def understand(how: str, args: list[str]) -> Asked:
 
     Raises:
         UsageError: They are not of the command's form.
-        InputError: A setting is outside what is allowed, or the recipe cannot be read.
+        InputError: A setting is outside what is allowed, or there is no such recipe.
+        FileError: The recipe cannot be read.
         SystemExit: They ask for help, which is printed.
     """
     foreign = peek(args, "weights") is not None

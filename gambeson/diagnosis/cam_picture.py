@@ -36,7 +36,8 @@ def draw_cam(found: CamDiagnosis, path: Path, title: str = "") -> None:
         title: First words of the heading, such as the run's name.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable

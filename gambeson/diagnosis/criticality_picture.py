@@ -22,7 +22,8 @@ def draw_criticality(found: Criticality, path: Path, title: str = "") -> None:
         title: First words of the heading.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -32,7 +32,8 @@ def draw_curve(
             is drawn beside the curve.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.figure import Figure
 

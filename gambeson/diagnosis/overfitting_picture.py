@@ -29,7 +29,8 @@ def draw_overfitting(found: Overfitting, path: Path, title: str = "") -> None:
         title: The heading.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.figure import Figure
 

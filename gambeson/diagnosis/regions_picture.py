@@ -25,7 +25,8 @@ def draw_regions(found: Regions, path: Path, title: str = "") -> None:
         title: First words of the heading, such as the data set's name.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.figure import Figure
 

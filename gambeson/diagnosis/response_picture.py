@@ -31,7 +31,8 @@ def draw_responses(rows: Mapping[str, Response], path: Path, title: str = "") ->
         title: The heading.
 
     Raises:
-        InputError: The picture cannot be written.
+        InputError: The format of the picture is unknown.
+        FileError: The picture cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -161,8 +161,8 @@ def evaluate_corruptions(
         The report, on the CPU.
 
     Raises:
-        InputError: Unknown or no corruptions or severities, images that do not fit, or labels that differ from one
-            corruption to another.
+        InputError: Unknown or no corruptions or severities, or images that do not fit.
+        DataError: The labels differ from one corruption to another.
     """
     if not corruptions or not severities:
         raise InputError("an evaluation needs at least one corruption and one severity")

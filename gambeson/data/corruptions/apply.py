@@ -76,6 +76,7 @@ def corrupt(
     Raises:
         InputError: An unknown name, severity or table, images of another form, `saturate` of grey images, or textures
             that cannot be used.
+        FileError: The folder of textures is not there, is empty or holds damaged images.
 
     Examples:
         >>> x = torch.full((2, 3, 32, 32), 128, dtype=torch.uint8)
