@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases, complete = [], True
     for name in options.workloads or WORKLOADS:
         for case in WORKLOADS[name].cases(setup):
+            print(f"... {case.title}", file=sys.stderr, flush=True)
             result = run(case, options.rounds, options.order_seed, device)
             complete &= result.valid
             cases.append(record(name, result))

@@ -229,9 +229,10 @@ def test_markers_that_are_missing_are_named(content, tmp_path, capsys):
     assert "<!-- record: w --> and <!-- end of w --> once each, in this order; there are 0" in capsys.readouterr().err
 
 
-def test_the_document_of_the_repository_is_what_its_records_say():
-    records = sorted((ROOT / "docs" / "performance").glob("*.json"))
-    text = (ROOT / "docs" / "performance.md").read_text()
+@pytest.mark.parametrize(("name", "folder"), [("performance.md", "performance"), ("results.md", "results")])
+def test_the_documents_of_the_repository_are_what_their_records_say(name, folder):
+    records = sorted((ROOT / "docs" / folder).glob("*.json"))
+    text = (ROOT / "docs" / name).read_text()
     assert records
     assert {match["name"] for match in document._SECTION.finditer(text)} == {path.stem for path in records}
     assert document.document(text, {path.stem: json.loads(path.read_text()) for path in records}) == text

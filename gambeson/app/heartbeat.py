@@ -36,7 +36,7 @@ def heartbeat(say: Callable[[str], None], describe: Callable[[], str | None]) ->
             if words is None:
                 continue
             try:
-                say(f"{words}, after {duration(time.monotonic() - began)}")
+                say(f"{words}; {duration(time.monotonic() - began)} in all")
             except OSError:  # nobody reads any more; whoever prints the result will find out
                 return
 

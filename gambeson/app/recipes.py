@@ -38,7 +38,8 @@ def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
         shipped: Folder of the recipes that come along, for near misses.
 
     Raises:
-        InputError: There is none of that name, or it is not a table of settings in YAML.
+        InputError: There is no recipe of that name (a name with an ending is a file's), or it is not a table of
+            settings in YAML.
         FileError: It cannot be read.
     """
     try:
@@ -48,7 +49,7 @@ def read_yaml(path: Path, shipped: Path) -> dict[str, Any]:
         known += [str(path.parent / p.name) for p in path.parent.glob("*.yaml")]
         near = difflib.get_close_matches(str(path), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "`gambeson list recipes` shows those that come along"
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and path.suffix not in (".yaml", ".yml"):
             raise InputError(f"there is no recipe {path}", hint=hint) from None
         raise FileError(f"cannot read {path}: {error.strerror}", hint=hint) from None
     except UnicodeDecodeError as error:

@@ -74,7 +74,9 @@ def training(run: Run, trainer: Trainer, data: Splits) -> None:
 
 def checking(count: int) -> None:
     """Say that the images of the other splits are looked at first."""
-    err.print(f"{count:,} images of validation and test are decoded once, so that a damaged one is found now")
+    err.print(
+        f"{count:,} images of validation and test are decoded once, so that a damaged one is found now", soft_wrap=True
+    )
 
 
 def chosen(settings: Mapping[str, Any]) -> None:
@@ -89,8 +91,8 @@ def _streaming_line(x: StoredImages, data: Splits) -> str:
     who = f"by {x.workers} worker {'process' if x.workers == 1 else 'processes'}" if x.workers else "by the training"
     measured = data.facts.measured_on
     sample = f"; mean and std are those of {measured:,} of the training images" if measured else ""
-    whole = f"{x.nbytes / 1e9:.2f} GB of training images"
-    return f"streamed: images are decoded {who} when a batch needs them ({whole} decoded){sample}"
+    whole = f"{x.nbytes / 1e9:.2f} GB" if x.nbytes >= 1e8 else f"{x.nbytes / 1e6:.2f} MB"
+    return f"streamed: images are decoded {who} when a batch needs them ({whole} of training images decoded){sample}"
 
 
 def _budget_line(part: BudgetState) -> str:
@@ -205,8 +207,8 @@ def report(found: Report, title: str, *, per_class: bool = False) -> None:
 def stage(name: str, found: Stage) -> None:
     """A line about an attack of an ensemble that is through."""
     fooled = f"{found.attack} fooled {found.fell:,} of {found.standing:,} in {found.seconds:.1f} s"
-    kept = f" ({found.kept:,} of them from before)" if found.kept else ""
-    err.print(f"{name}: {fooled}, {found.left:,} left{kept}")
+    kept = f"; of the {found.standing:,}, {found.kept:,} had been attacked before" if found.kept else ""
+    err.print(f"{name}: {fooled}, {found.left:,} left{kept}", soft_wrap=True)
 
 
 def _say_precision(ensembles: Mapping[str, Mapping[str, Any]]) -> None:

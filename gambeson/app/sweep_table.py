@@ -97,8 +97,8 @@ def _difference(plan: Plan, one: Sequence[Job], other: Sequence[Job], column: st
 
 
 def _ends(values: Sequence[float], outcomes: Sequence[np.ndarray], interval: str) -> tuple[float | None, float | None]:
-    """The ends of a mean's interval."""
-    if len(values) < 2:
+    """The ends of a mean's interval; none over one seed, or over seeds that all agree: it would have no width."""
+    if len(values) < 2 or (interval != "images" and min(values) == max(values)):
         return None, None
     if interval == "student":
         return student(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from gambeson.core.errors import InputError, nearest, require_known
 from gambeson.core.modes import batch_norm
 from gambeson.core.threat import create_threat
 from gambeson.evaluation import ENSEMBLES, AutoAttackReport, Stage, autoattack
+from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 
@@ -102,6 +104,8 @@ class AutoAttack:
         self.apgd, self.apgd_targeted = APGDSettings(), APGDSettings(n_restarts=1)
         self.fab, self.square = FABSettings(), SquareSettings()
         self.report: AutoAttackReport | None = None
+        for name in attacks_to_run:
+            self._search(name)
         if version != "custom":
             self.set_version(version)
 
@@ -148,9 +152,13 @@ class AutoAttack:
         """Run every attack on all images; adversarial images, and predictions if asked for, by attack."""
         found = {}
         for name in self.attacks_to_run:
-            x_adv = self._run(x_orig, y_orig, bs, [name], None).x_adv.to(x_orig)
+            x_adv = self._run(x_orig, y_orig, bs, [name], None, word="by").x_adv.to(x_orig)
             found[name] = (x_adv, self._predict(x_adv, bs)) if return_labels else x_adv
         return found  # type: ignore[return-value]
+
+    def get_logits(self, x: Tensor) -> Tensor:
+        """The model's logits `(N, K)` of images in [0, 1], in evaluation mode and without gradients."""
+        return self._logits(x)
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """The share of images that are classified correctly."""
@@ -168,15 +176,21 @@ class AutoAttack:
         names: Sequence[str],
         state_path: str | Path | None,
         quiet: bool = False,
+        word: str = "after",
     ) -> AutoAttackReport:
+        searches = [self._search(name) for name in names]
+        check_shapes(x, y)
+        check_images(x)
         if self.device is not None:
             self.model.to(self.device)
+        num_classes = self._logits(x[:1]).shape[1]
+        check_labels(y, num_classes)
+        began = time.monotonic()
 
         def tell(stage: Stage) -> None:
-            accuracy = f"{stage.left / len(y):.2%} (total time {stage.seconds:.1f} s)"
-            self._say(f"robust accuracy after {stage.attack.upper()}: {accuracy}", quiet)
+            accuracy = f"{stage.left / len(y):.2%} (total time {time.monotonic() - began:.1f} s)"
+            self._say(f"robust accuracy {word} {stage.attack.upper()}: {accuracy}", quiet)
 
-        num_classes = self._logits(x[:1]).shape[1]
         self._say(f"initial accuracy: {self.clean_accuracy(x, y, bs):.2%}", quiet)
         report = autoattack(
             self.model,
@@ -185,7 +199,7 @@ class AutoAttack:
             self.threat,
             num_classes=num_classes,
             version="custom",
-            attacks=[self._search(name) for name in names],
+            attacks=searches,
             seed=self.seed or 0,
             slots=bs,
             ledger=None if state_path is None else Path(state_path),

@@ -15,9 +15,11 @@ from gambeson.attacks import AutoPGD, Gaussian, Hunt, Uniform, Zero
 from gambeson.attacks.attack import Attack
 from gambeson.compat.callables import as_module
 from gambeson.core.errors import InputError, require_known
+from gambeson.core.modes import batch_norm
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat, create_threat
 from gambeson.core.types import Batch
+from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
@@ -27,18 +29,23 @@ class _Called:
 
     def __init__(self, model: Model, attack: Attack, threat: Threat, seed: int = 0) -> None:
         self.model, self.attack, self.threat, self.seed = as_module(model), attack, threat, seed
-        self.calls = 0
+        self.calls = self.classes = 0
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Adversarial images of the shape of `images`, detached; every call draws other numbers.
 
         Raises:
-            InputError: Images outside [0, 1].
+            InputError: Images outside [0, 1], or labels that are not one per image or that the model does not have.
         """
-        low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 1:
-            raise InputError(f"images must lie in [0, 1], got values from {low:g} to {high:g}")
+        check_shapes(images, labels)
+        check_images(images)
+        if not images.is_floating_point():
+            raise InputError(f"images must be floating-point in [0, 1], got {images.dtype}", hint="divide by 255")
         like = next(self.model.parameters(), images)
+        if not self.classes:
+            with torch.no_grad(), batch_norm(self.model, "running"):
+                self.classes = self.model(images[:1].to(like.device)).shape[1]
+        check_labels(labels, self.classes)
         batch = Batch(images.to(like.device), labels.to(like.device), torch.arange(len(images), device=like.device))
         rng = Streams(self.seed).at(type(self).__name__, self.calls, like.device)
         self.calls += 1

@@ -103,7 +103,7 @@ def decode(
     Raises:
         DataError: If a file cannot be decoded, has 16 or 32 bits a channel, or is of another size.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     Image.init()  # here rather than by the first image of several threads at once
     images = np.empty((len(names), 3, size, size), np.uint8)
@@ -113,8 +113,9 @@ def decode(
         try:
             image = _open(tree.read(name))
         except Exception as error:  # Pillow and zipfile raise a dozen kinds on damaged files
+            reason = "it is no image" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"{tree.where / name} cannot be decoded: {error}",
+                f"{tree.where / name} cannot be decoded: {reason}",
                 hint="remove or replace this image, or copy the data set again",
             ) from error
         if resize:

@@ -26,7 +26,7 @@ Beats = Callable[[], None]
 WORDS = ("evaluate", "r", "--attack", "autoattack", "--test-size", "12", "--device", "cpu")
 LINE = re.compile(
     r"autoattack (apgd-ce|apgd-t|fab-t|square): step [\d,]+( of at most [\d,]+)?,"
-    r" through with \d+ of \d+ images, \d+ fell, after "
+    r" through with \d+ of \d+ images, \d+ fell; "
 )
 
 
@@ -69,7 +69,7 @@ def test_a_long_evaluation_says_how_far_every_stage_is(
     assert len(lines) >= 2, result.err
     assert len(set(lines)) >= 2, result.err  # they move
     assert any("apgd-ce: step 1 of at most 101, " in line for line in lines), result.err  # of the 100 of AutoAttack
-    assert "after" not in result.out
+    assert "in all" not in result.out
     assert [name for name in ("apgd-ce", "square") if f"autoattack: {name} fooled" in result.err] == [
         "apgd-ce",
         "square",
@@ -111,8 +111,8 @@ def test_a_report_says_which_run_it_is_at(
     result = cli("report", "r[b]", "--examples", "2", "--device", "cpu")
 
     assert (result.code, result.out) == (0, "r[b]/report.html\n")
-    assert re.search(r"^attacking examples of r\[b\]: 0 of 3, after \d+ s$", result.err, re.MULTILINE), result.err
-    assert re.search(r"^drawing r\[b\]: 1 of 3, after \d+ s$", result.err, re.MULTILINE), result.err
+    assert re.search(r"^attacking examples of r\[b\]: 0 of 3; \d+ s in all$", result.err, re.MULTILINE), result.err
+    assert re.search(r"^drawing r\[b\]: 1 of 3; \d+ s in all$", result.err, re.MULTILINE), result.err
 
 
 def test_a_name_with_brackets_is_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +133,7 @@ def test_an_attack_without_stages_counts_images(capsys: pytest.CaptureFixture[st
     out, err = capsys.readouterr()
 
     assert out == ""
-    assert err.startswith("evaluating: 1,234 of 2,000, after 0 s\n")
+    assert err.startswith("evaluating: 1,234 of 2,000; 0 s in all\n")
 
 
 def test_a_task_of_unknown_length_is_named(capsys: pytest.CaptureFixture[str], beat: Beats) -> None:
@@ -143,7 +143,7 @@ def test_a_task_of_unknown_length_is_named(capsys: pytest.CaptureFixture[str], b
         bar.add_task("examining", total=None)
         beat()
 
-    assert capsys.readouterr().err.startswith("examining, after ")
+    assert capsys.readouterr().err.startswith("examining; ")
 
 
 def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_on_a_terminal_there_is_a_bar_and_no_line(monkeypatch: pytest.MonkeyPatc
         time.sleep(0.2)
 
     assert "1234/2000" in written.getvalue()
-    assert "after" not in written.getvalue()
+    assert "in all" not in written.getvalue()
 
 
 def test_a_reader_that_has_gone_stops_the_lines_and_not_the_work(monkeypatch: pytest.MonkeyPatch) -> None:

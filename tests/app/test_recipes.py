@@ -287,8 +287,9 @@ def test_no_python_object_is_made_from_a_recipe(config: Callable[[str], str], cl
 def test_a_missing_recipe_names_the_nearest(config: Callable[[str], str], cli: Cli) -> None:
     config("method: n-lap\n")
 
-    assert_error(cli("train", "--config", "mien.yaml"), 2, "there is no recipe mien.yaml", "did you mean mine.yaml?")
-    assert_error(cli("train", "--config", "nowhere/at.yaml"), 2, "nowhere/at.yaml", "gambeson list recipes")
+    assert_error(cli("train", "--config", "mien.yaml"), 1, "cannot read mien.yaml: No such", "did you mean mine.yaml?")
+    assert_error(cli("train", "--config", "nowhere/at.yaml"), 1, "nowhere/at.yaml", "gambeson list recipes")
+    assert_error(cli("train", "--config", "lap/nothing"), 2, "there is no recipe lap/nothing")
     Path("folder").mkdir()
     assert_error(cli("train", "--config", "folder"), 1, "cannot read folder")
 
@@ -311,4 +312,4 @@ def test_fractions_in_a_recipe_are_numbers_wherever_they_stand(config: Callable[
 
 def test_read_yaml_raises_input_errors(here: Path) -> None:
     with pytest.raises(InputError, match="there is no recipe none"):
-        read_yaml(Path("none.yaml"), Path())
+        read_yaml(Path("none"), Path())

@@ -409,6 +409,7 @@ def test_runs_of_one_name_are_told_apart(finished: Finished, cli: Cli) -> None:
     page, _ = written(cli, "a/run", "b/run", "--examples", "0", "--out", "both.html")
 
     assert "a/run against b/run" in page.text
+    assert "p (Holm)" in page.text
 
 
 def test_nothing_of_a_run_is_changed(finished: Finished, cli: Cli) -> None:

@@ -84,7 +84,7 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys: pytest.CaptureFixtu
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(("kept", "said"), [(0, "12 left\n"), (30, "12 left (30 of them from before)\n")])
+@pytest.mark.parametrize(("kept", "said"), [(0, "left\n"), (30, "left; of the 40, 30 had been attacked before\n")])
 def test_a_stage_says_what_was_kept_from_before(kept: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     show.stage("autoattack", Stage("square", 40, 28, 12, 3.21, 100, 0, kept))
-    assert capsys.readouterr().err == f"autoattack: square fooled 28 of 40 in 3.2 s, {said}"
+    assert capsys.readouterr().err == f"autoattack: square fooled 28 of 40 in 3.2 s, 12 {said}"

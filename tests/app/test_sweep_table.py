@@ -77,6 +77,16 @@ def test_one_seed_has_no_interval_and_every_job_its_state() -> None:
     assert [job["state"] for job in found["jobs"]] == ["not begun"] * 6 + ["done", "not begun", "not begun"]
 
 
+@pytest.mark.parametrize("interval", ["student", "bootstrap"])
+def test_seeds_that_agree_have_no_interval_over_seeds(interval: str) -> None:
+    plan = filled({"V FGSM": [(0.9, 0.5), (0.9, 0.4)], "b": [(0.8, 0.4), (0.8, 0.4)]})
+    found = collect(plan, interval=interval)
+
+    accuracy = found["rows"][0]["accuracy"]
+    assert (accuracy["clean"]["std"], accuracy["clean"]["low"], accuracy["clean"]["high"]) == (0, None, None)
+    assert accuracy["pgd-40"]["low"] is not None
+
+
 def test_the_interval_by_bootstrap_is_that_of_the_library() -> None:
     values = [(0.9, 0.5), (0.8, 0.4), (0.75, 0.3)]
     plan = filled({"b": values, "V FGSM": [(0.5, 0.5), (0.6, 0.1), (0.5, 0.2)]})

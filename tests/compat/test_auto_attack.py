@@ -56,7 +56,10 @@ def test_the_standard_call(
     out = capsys.readouterr().out
     assert "initial accuracy: 90.00%" in out
     assert f"robust accuracy: {wanted.accuracy().value:.2%}" in out
-    assert "robust accuracy after APGD-CE:" in out
+    lines = [line for line in out.splitlines() if line.startswith("robust accuracy after ")]
+    assert [line.split()[3] for line in lines] == ["APGD-CE:", "APGD-T:", "FAB-T:", "SQUARE:"]
+    total = [float(line.rpartition("total time ")[2].removesuffix(" s)")) for line in lines]
+    assert total == sorted(total)  # from the start on, as the release counts
     assert (tmp_path / "log.txt").read_text() == out
 
 
@@ -75,6 +78,22 @@ def test_one_by_one_and_called(setting: tuple[nn.Sequential, Tensor, Tensor]) ->
     assert adversary.clean_accuracy(together, y) <= min(adversary.clean_accuracy(x_adv, y) for x_adv in found.values())
 
 
+def test_what_is_wrong_is_said_before_anything_is_computed(
+    setting: tuple[nn.Sequential, Tensor, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    net, x, y = setting
+    adversary = short(AutoAttack(net, eps=0.012))
+    for images, labels, said in (
+        (x, y[:3], "need images"),
+        (x, y + 6, r"labels must be integers in \[0, 6\)"),
+        (255 * x, y, r"images must lie in \[0, 1\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            adversary.run_standard_evaluation(images, labels)
+    assert capsys.readouterr().out == ""
+    assert torch.equal(adversary.get_logits(x), net(x))
+
+
 def test_versions_and_what_a_script_changes(setting: tuple[nn.Sequential, Tensor, Tensor]) -> None:
     net = setting[0]
     plus = AutoAttack(net, version="plus")
@@ -90,7 +109,7 @@ def test_versions_and_what_a_script_changes(setting: tuple[nn.Sequential, Tensor
     with pytest.raises(InputError, match="has its own attacks"):
         AutoAttack(net, attacks_to_run=["square"])
     with pytest.raises(InputError, match="unknown attack 'apgd-cd'"):
-        AutoAttack(net, version="custom", attacks_to_run=["apgd-cd"], verbose=False)(*setting[1:])
+        AutoAttack(net, version="custom", attacks_to_run=["apgd-cd"])
     with pytest.raises(InputError, match="unknown norm 'L1'"):
         AutoAttack(net, norm="L1")
 

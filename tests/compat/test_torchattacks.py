@@ -70,6 +70,17 @@ def test_normalised_images_are_refused(setting: tuple[nn.Sequential, Tensor, Ten
         compat.PGD(net)(x - 0.5, y)
 
 
+def test_labels_and_images_that_do_not_fit_are_refused(setting: tuple[nn.Sequential, Tensor, Tensor]) -> None:
+    net, x, y = setting
+    for images, labels, said in (
+        (x, y + 100, "labels must be integers in"),
+        (x, y[:3], "need images"),
+        ((255 * x).to(torch.uint8), y, "images must be floating-point"),
+    ):
+        with pytest.raises(InputError, match=said):
+            compat.PGD(net)(images, labels)
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "message"),
     [

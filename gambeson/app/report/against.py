@@ -108,5 +108,6 @@ def _paired(found: dict[str, object], names: dict[str, str]) -> Table:
         counts = [f"{line[key]:,}" for key in ("n", "only_a", "only_b")]
         shown = f"{p:.3f}" if p >= 0.001 else "< 0.001"
         rows.append((line["key"], names[line["a"]], names[line["b"]], *counts, points, shown, verdict))
-    head = ("accuracy", "first", "second", "n", "only first", "only second", "difference, points [95 %]", "p", "")
+    p_name = "p (Holm)" if found["correction"] else "p"
+    head = ("accuracy", "first", "second", "n", "only first", "only second", "difference, points [95 %]", p_name, "")
     return Table("Differences on the same images", head, rows, left=3, folded=len(rows) > 6)
