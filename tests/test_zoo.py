@@ -257,12 +257,12 @@ class _Stop(Exception):  # noqa: N818 (a signal, no error)
     pass
 
 
-def trainer(name: str, init: int = 0, dropout: float = 0.0, **changes: Any) -> Trainer:
+def trainer(name: str, init: int = 0, dropout: float = 0.0, device: str = "cpu", **changes: Any) -> Trainer:
     """40 images in batches of 16: epochs of three batches, the last one of eight."""
     model, recipe = zoo.net(init, dropout), zoo.recipe(name)
     every = 3 * recipe.replays + 1  # one step into the second epoch, in the middle of a replay for Free
     settings = dataclasses.replace(SETTINGS, checkpoint_every=every, **changes)
-    return Trainer(model, recipe, zoo.examples(40, 1), zoo.examples(12, 2), zoo.TASK, settings)
+    return Trainer(model, recipe, zoo.examples(40, 1), zoo.examples(12, 2), zoo.TASK, settings, device=device)
 
 
 def record(run: Run) -> list[Row]:
