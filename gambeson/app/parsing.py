@@ -78,7 +78,7 @@ class Parser(ArgumentParser):
         """
         try:
             namespace = self.parse_args(self._normalised(args))
-        except (SystemExit, GambesonError):
+        except (SystemExit, GambesonError, BrokenPipeError):  # the last: nobody reads the help to its end
             raise
         except Exception as error:  # jsonargparse raises several kinds; all are about the user's words
             raise self._explained(str(error)) from None

@@ -145,7 +145,7 @@ WRONG = [
     ({"rows": {"a": {"method": "fgsm", "grid": 1}}}, "the grid of 'a' must be a table"),
     ({"rows": {"a": "fgsm"}, "common": [1]}, "common must be a table"),
     ({"rows": {"a": "fgsm"}, "grid": {"eps": [0.1, 0.1]}}, "label of its own, two are, got 'a eps=0.1'"),
-    ({"rows": {"a": {"recipe": "no/such"}}}, "cannot read no/such"),
+    ({"rows": {"a": {"recipe": "no/such"}}}, "there is no recipe no/such"),
 ]
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor, nn
 
 from gambeson.attacks import MMA, PGD, Boundary, Gaussian, Uniform, Zero
-from gambeson.core.errors import GambesonWarning, InputError
+from gambeson.core.errors import FileError, GambesonWarning, InputError
 from gambeson.core.streams import Streams
 from gambeson.core.threat import Linf
 from gambeson.core.types import Batch
@@ -403,9 +403,9 @@ def test_a_file_of_masks_must_fit_the_whole_training_set(tmp_path: Path) -> None
     recipe = part(mask=f"file:{tmp_path / 'masks.npy'}", warmup=0)
     trainer(recipe, zoo.examples(COUNT, 1))
     trainer(recipe, zoo.examples(COUNT, 1).head(12))
-    with pytest.raises(InputError, match=r"holds masks of shape \(20, 8, 8\), needed is \(21, 8, 8\)"):
+    with pytest.raises(FileError, match=r"holds masks of shape \(20, 8, 8\), needed is \(21, 8, 8\)"):
         trainer(recipe, zoo.examples(21, 1).head(20))
-    with pytest.raises(InputError, match="cannot read the masks"):
+    with pytest.raises(FileError, match="cannot read the masks"):
         trainer(part(mask="file:nowhere.npy", warmup=0))
 
 
