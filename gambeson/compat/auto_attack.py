@@ -11,12 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks import FAB, AutoPGD, Search, Square
-from gambeson.compat.callables import as_module
+from gambeson.compat.callables import as_module, logits_of, require_fitting
 from gambeson.core.errors import InputError, nearest, require_known
-from gambeson.core.modes import batch_norm
 from gambeson.core.threat import create_threat
 from gambeson.evaluation import ENSEMBLES, AutoAttackReport, Stage, autoattack
-from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 
@@ -158,7 +156,7 @@ class AutoAttack:
 
     def get_logits(self, x: Tensor) -> Tensor:
         """The model's logits `(N, K)` of images in [0, 1], in evaluation mode and without gradients."""
-        return self._logits(x)
+        return logits_of(self.model, x)
 
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
         """The share of images that are classified correctly."""
@@ -179,12 +177,9 @@ class AutoAttack:
         word: str = "after",
     ) -> AutoAttackReport:
         searches = [self._search(name) for name in names]
-        check_shapes(x, y)
-        check_images(x)
         if self.device is not None:
             self.model.to(self.device)
-        num_classes = self._logits(x[:1]).shape[1]
-        check_labels(y, num_classes)
+        num_classes = require_fitting(self.model, x, y)
         began = time.monotonic()
 
         def tell(stage: Stage) -> None:
@@ -229,13 +224,8 @@ class AutoAttack:
             raise InputError(f"unknown attack {name!r}", hint=nearest(name, makers))
         return makers[name]()
 
-    def _logits(self, x: Tensor) -> Tensor:
-        like = next(self.model.parameters(), x)
-        with torch.no_grad(), batch_norm(self.model, "running"):
-            return self.model(x.to(like.device))
-
     def _predict(self, x: Tensor, bs: int) -> Tensor:
-        return torch.cat([self._logits(part).argmax(1) for part in x.split(bs)]).to(x.device)
+        return torch.cat([logits_of(self.model, part).argmax(1) for part in x.split(bs)]).to(x.device)
 
     def _say(self, text: str, quiet: bool) -> None:
         if self.verbose and not quiet:

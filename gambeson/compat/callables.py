@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+
+from gambeson.core.modes import batch_norm
+from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 
 
 class Function(nn.Module):
@@ -22,3 +26,30 @@ class Function(nn.Module):
 def as_module(model: nn.Module | Callable[[Tensor], Tensor]) -> nn.Module:
     """`model` itself, or the function wrapped."""
     return model if isinstance(model, nn.Module) else Function(model)
+
+
+def logits_of(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits `(N, K)` in evaluation mode and without gradients, on the device of the model."""
+    like = next(model.parameters(), x)
+    with torch.no_grad(), batch_norm(model, "running"):
+        logits: Tensor = model(x.to(like.device))
+    return logits
+
+
+def require_fitting(model: nn.Module, x: Tensor, y: Tensor, classes: int = 0) -> int:
+    """Refuse images and labels that do not fit, after one image's forward at most; returns the number of classes.
+
+    Args:
+        model: From `as_module`.
+        x: Images, `(N, C, H, W)`.
+        y: Labels `(N,)`.
+        classes: The number of classes where it is known; 0 asks the model.
+
+    Raises:
+        InputError: As `check_examples`.
+    """
+    check_shapes(x, y)
+    check_images(x)
+    classes = classes or logits_of(model, x[:1]).shape[1]
+    check_labels(y, classes)
+    return classes

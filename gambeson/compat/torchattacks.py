@@ -13,13 +13,11 @@ from torch import Tensor, nn
 from gambeson import attacks
 from gambeson.attacks import AutoPGD, Gaussian, Hunt, Uniform, Zero
 from gambeson.attacks.attack import Attack
-from gambeson.compat.callables import as_module
+from gambeson.compat.callables import as_module, require_fitting
 from gambeson.core.errors import InputError, require_known
-from gambeson.core.modes import batch_norm
 from gambeson.core.streams import Streams
 from gambeson.core.threat import L2, Linf, Threat, create_threat
 from gambeson.core.types import Batch
-from gambeson.evaluation.examples import check_images, check_labels, check_shapes
 
 Model = nn.Module | Callable[[Tensor], Tensor]
 
@@ -37,15 +35,10 @@ class _Called:
         Raises:
             InputError: Images outside [0, 1], or labels that are not one per image or that the model does not have.
         """
-        check_shapes(images, labels)
-        check_images(images)
         if not images.is_floating_point():
             raise InputError(f"images must be floating-point in [0, 1], got {images.dtype}", hint="divide by 255")
+        self.classes = require_fitting(self.model, images, labels, self.classes)
         like = next(self.model.parameters(), images)
-        if not self.classes:
-            with torch.no_grad(), batch_norm(self.model, "running"):
-                self.classes = self.model(images[:1].to(like.device)).shape[1]
-        check_labels(labels, self.classes)
         batch = Batch(images.to(like.device), labels.to(like.device), torch.arange(len(images), device=like.device))
         rng = Streams(self.seed).at(type(self).__name__, self.calls, like.device)
         self.calls += 1
