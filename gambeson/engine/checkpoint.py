@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gambeson.core.digests import digest_of
 from gambeson.core.errors import CheckpointError
 from gambeson.core.parameters import misfits
 
@@ -143,11 +144,7 @@ def weights_digest(path: Path) -> str:
     Raises:
         CheckpointError: As `load_checkpoint`.
     """
-    digest = hashlib.sha256()
-    for name, t in sorted(section(load_checkpoint(path)[0], "model").items()):
-        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
-        digest.update(t.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of(dict(sorted(section(load_checkpoint(path)[0], "model").items())))
 
 
 def _header(metadata: dict[str, str] | None, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gambeson.attacks.search import Jobs, Search, hunt, most_steps
+from gambeson.core.digests import digest_of
 from gambeson.core.errors import InputError, UnhealthyError
 from gambeson.core.modes import batch_norm
 from gambeson.core.parameters import like_of
@@ -23,7 +24,7 @@ from gambeson.data.stored import Images, in_memory
 from gambeson.evaluation.ensembles import create_ensemble
 from gambeson.evaluation.examples import check_examples
 from gambeson.evaluation.harvest import Harvest
-from gambeson.evaluation.ledger import Ledger, digest_of, digest_of_json, weights_digest
+from gambeson.evaluation.ledger import Ledger, digest_of_json, weights_digest
 from gambeson.evaluation.preflight import preflight
 from gambeson.evaluation.statistics import Interval, wilson
 from gambeson.models.folding import folded

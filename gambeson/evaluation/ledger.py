@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gambeson.attacks.search import Search
+from gambeson.core.digests import digest_of
 from gambeson.core.errors import RunError
 from gambeson.core.tables import differences
 
@@ -125,21 +125,6 @@ class Ledger:
 def key_of(search: Search) -> str:
     """The name of a search with eight hexadecimal digits of its settings."""
     return f"{search.name}-{hashlib.sha256(repr(search).encode()).hexdigest()[:8]}"
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """The SHA-256 of named tensors: names, types, shapes and bytes, in hexadecimal.
-
-    Examples:
-        >>> digest_of({"a": torch.zeros(2)}) == digest_of({"a": torch.zeros(1, 2)})
-        False
-    """
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        values = tensor.detach().cpu().contiguous()
-        digest.update(f"{name}/{values.dtype}/{tuple(values.shape)}/".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def weights_digest(model: nn.Module) -> str:
